@@ -1,0 +1,1 @@
+"""Text in, Examples out: sources, tasks, shards and the Grain pipeline."""

@@ -1,0 +1,1 @@
+"""Array operations with several implementations each: arrays in, arrays out, JAX only."""

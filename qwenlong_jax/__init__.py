@@ -1,0 +1,1 @@
+"""Long-context reasoning by reinforcement learning: the QwenLong-L1.5 recipe in JAX."""

@@ -1,0 +1,1 @@
+"""Held-out measurements and their confidence intervals."""

@@ -1,0 +1,1 @@
+"""Qwen3 (dense and MoE), its checkpoints and its tokenizers."""

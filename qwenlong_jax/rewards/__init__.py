@@ -1,0 +1,1 @@
+"""Rewards: text in, float out."""

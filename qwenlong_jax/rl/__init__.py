@@ -1,0 +1,1 @@
+"""The reinforcement learner: advantages, AEPO, loss, packing, update."""

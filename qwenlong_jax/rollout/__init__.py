@@ -1,0 +1,1 @@
+"""Sampling responses: prefill once, decode a group."""
