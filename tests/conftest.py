@@ -1,0 +1,35 @@
+"""Every test sees eight CPU devices, never the network, and the same random examples on every run."""
+
+import os
+import sys
+
+if "jax" in sys.modules:
+  raise RuntimeError("jax was imported before tests/conftest.py, too late to ask for eight host devices; start pytest alone")
+
+DEVICES = 8
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = os.environ.get("XLA_FLAGS", "").split()
+flags = [flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count")]
+os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={DEVICES}"])
+# XLA sizes its thread pool by the cores it counts: with fewer threads than devices a collective waits for ever.
+os.environ["NPROC"] = "32"
+# libtpu compiles for TPU topologies without a TPU: it may ask no metadata server and tolerate other such processes.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# HYPOTHESIS_PROFILE=thorough pytest: more examples, and new ones on every run.
+settings.register_profile(
+  "quick", deadline=None, derandomize=True, max_examples=20, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+  "thorough", deadline=None, max_examples=500, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
