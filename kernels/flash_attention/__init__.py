@@ -1,0 +1,38 @@
+"""Attention under the (segment, position) mask, without a [query, key] matrix of the whole length.
+
+Letters: B rows, L slots, H query heads, K key-value heads (H a multiple of K), D head dimension.
+
+Slot q sees slot k if neither is padding (segment -1), (segment_k == segment_q or segment_k == 0), and
+position_k <= position_q. So plain causal attention, packed documents, padding, and a shared prefix (segment 0) with its
+branches (segments 1..G) are all the same mask.
+"""
+
+from jaxtyping import Array, Float, Int
+
+from qwenlong_jax.kernels.choice import choose
+from qwenlong_jax.kernels.flash_attention import reference, xla
+
+IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+
+
+def flash_attention(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B L K D"],
+  v: Float[Array, "B L K D"],
+  segment: Int[Array, "B L"],
+  position: Int[Array, "B L"],
+  *,
+  implementation: str | None = None,
+) -> Float[Array, "B L H D"]:
+  """Softmax attention, scaled by D**-0.5, accumulated in float32; a slot that sees nothing gives 0.
+
+  Raises:
+    ValueError: the query heads do not divide into the key-value heads, or the shapes disagree.
+  """
+  if q.shape[2] % k.shape[2]:
+    raise ValueError(f"{q.shape[2]} query heads must be a multiple of {k.shape[2]} key-value heads")
+  if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+    raise ValueError(f"shapes disagree: {q.shape=}, {k.shape=}, {v.shape=}; wanted [B L H D], [B L K D], [B L K D]")
+  if segment.shape != q.shape[:2] or position.shape != q.shape[:2]:
+    raise ValueError(f"{segment.shape=} and {position.shape=} must be {q.shape[:2]}, one per slot")
+  return choose(implementation, IMPLEMENTATIONS, {"default": "xla"})(q, k, v, segment, position)

@@ -1,0 +1,239 @@
+"""Qwen3 in Flax NNX, dense and mixture of experts: one decoder for training, prefill and decoding.
+
+Consecutive layers of one kind are stacked and scanned (`runs`): all of them for the published models, several runs where
+`mlp_only_layers` or `decoder_sparse_step` mix dense and sparse layers.
+
+Letters: B rows, L slots, T = B*L tokens (activations travel flat, [T D]: one matmul per weight), D model width, H query
+heads, K key-value heads, A head dimension, V vocabulary, P prompts, G branches, S prefix slots, R suffix slots.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from qwenlong_jax.kernels.flash_attention import flash_attention
+from qwenlong_jax.kernels.prefix_decode import prefix_decode
+from qwenlong_jax.models import rotary
+from qwenlong_jax.models.moe import MoE
+from qwenlong_jax.models.presets import Qwen3Config
+
+# Keys and values of all layers: one array each, layers first.
+Cache = tuple[Array, Array]
+# q [T H A], k [T K A], v [T K A] -> [T H*A]
+Attend = Callable[[Array, Array, Array], Array]
+
+
+def rms_norm(x: Float[Array, "*n D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*n D"]:
+  """x / rms(x) * weight, the statistics in float32."""
+  high = x.astype(jnp.float32)
+  high = high * jax.lax.rsqrt((high * high).mean(-1, keepdims=True) + eps)
+  return high.astype(x.dtype) * weight.astype(x.dtype)
+
+
+class MLP(nnx.Module):
+  """SwiGLU. Parameters: gate and up [D F], down [F D]."""
+
+  def __init__(self, config: Qwen3Config, rngs: nnx.Rngs, param_dtype: jnp.dtype):
+    d, f = config.hidden_size, config.intermediate_size
+    normal = lambda *shape: nnx.Param(  # noqa: E731
+      jax.random.normal(rngs.params(), shape, param_dtype) * config.initializer_range
+    )
+    self.gate, self.up, self.down = normal(d, f), normal(d, f), normal(f, d)
+
+  def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention with RMSNorm per head on q and k. Parameters: q [D H*A], k and v [D K*A], o [H*A D]."""
+
+  def __init__(self, config: Qwen3Config, rngs: nnx.Rngs, param_dtype: jnp.dtype):
+    d, a = config.hidden_size, config.head_dim
+    normal = lambda *shape: nnx.Param(  # noqa: E731
+      jax.random.normal(rngs.params(), shape, param_dtype) * config.initializer_range
+    )
+    queries, keys = config.num_attention_heads * a, config.num_key_value_heads * a
+    self.q, self.k, self.v, self.o = normal(d, queries), normal(d, keys), normal(d, keys), normal(queries, d)
+    self.q_norm, self.k_norm = nnx.Param(jnp.ones(a, param_dtype)), nnx.Param(jnp.ones(a, param_dtype))
+    self.head_dim, self.eps = a, config.rms_norm_eps
+
+  def __call__(
+    self, x: Float[Array, "T D"], cos: Array, sin: Array, attend: Attend
+  ) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
+    """The layer's output, and its keys and values [T K A]."""
+    q, k, v = ((x @ w[...].astype(x.dtype)).reshape(len(x), -1, self.head_dim) for w in (self.q, self.k, self.v))
+    q = rotary.rotate(rms_norm(q, self.q_norm[...], self.eps), cos, sin)
+    k = rotary.rotate(rms_norm(k, self.k_norm[...], self.eps), cos, sin)
+    return attend(q, k, v) @ self.o[...].astype(x.dtype), (k, v)
+
+
+class Block(nnx.Module):
+  """One decoder layer; `kind` is "dense" or "moe"."""
+
+  def __init__(self, config: Qwen3Config, kind: str, rngs: nnx.Rngs, param_dtype: jnp.dtype):
+    ones = lambda: nnx.Param(jnp.ones(config.hidden_size, param_dtype))  # noqa: E731
+    self.attention_norm, self.mlp_norm = ones(), ones()
+    self.attention = Attention(config, rngs, param_dtype)
+    self.mlp = (MoE if kind == "moe" else MLP)(config, rngs, param_dtype)
+    self.eps = config.rms_norm_eps
+
+  def __call__(
+    self, x: Float[Array, "T D"], cos: Array, sin: Array, attend: Attend
+  ) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
+    attended, kv = self.attention(rms_norm(x, self.attention_norm[...], self.eps), cos, sin, attend)
+    x = x + attended
+    return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps)), kv
+
+
+class Qwen3(nnx.Module):
+  """The decoder. Parameters: embedding [V D], `runs` of stacked Blocks, norm [D], head [D V] unless tied.
+
+  Args:
+    dtype: of the computation; parameters are cast where they are used.
+    remat: recompute each layer in the backward pass instead of keeping its activations.
+  """
+
+  def __init__(
+    self,
+    config: Qwen3Config,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype = jnp.float32,
+    param_dtype: jnp.dtype = jnp.float32,
+    remat: bool = False,
+  ):
+    self.config, self.dtype, self.remat = config, dtype, remat
+    normal = lambda *shape: nnx.Param(  # noqa: E731
+      jax.random.normal(rngs.params(), shape, param_dtype) * config.initializer_range
+    )
+    self.embedding = normal(config.vocab_size, config.hidden_size)
+    self.runs = nnx.List(
+      nnx.vmap(lambda r, kind=kind: Block(config, kind, r, param_dtype))(rngs.split(count))
+      for kind, count in runs_of(config)
+    )
+    self.norm = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
+    self.head = None if config.tie_word_embeddings else normal(config.hidden_size, config.vocab_size)
+
+  def __call__(
+    self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segments: Int[Array, "B L"]
+  ) -> Float[Array, "B L D"]:
+    """Hidden states after the final norm. Who sees whom: `kernels.flash_attention`."""
+    return self.prefill(tokens, positions, segments)[0]
+
+  def prefill(
+    self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segments: Int[Array, "B L"]
+  ) -> tuple[Float[Array, "B L D"], Cache]:
+    """(hidden states, keys and values [layers B K L A] each)."""
+    b, l = tokens.shape
+
+    def attend(q: Array, k: Array, v: Array, _: None) -> Array:
+      q, k, v = (x.reshape(b, l, -1, self.config.head_dim) for x in (q, k, v))
+      return flash_attention(q, k, v, segments, positions).reshape(b * l, -1)
+
+    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, [None] * len(self.runs))
+    kv = tuple(jnp.moveaxis(c.reshape(len(c), b, l, -1, self.config.head_dim), 2, 3) for c in kv)
+    return x.reshape(b, l, -1), kv
+
+  def decode(
+    self,
+    tokens: Int[Array, "P G"],
+    prefix: Cache,
+    prefix_length: Int[Array, "P"],
+    suffix: Cache,
+    suffix_length: Int[Array, "P G"],
+  ) -> tuple[Float[Array, "P G D"], Cache]:
+    """One token of each branch, read-only on the caches; positions continue after the prefix.
+
+    Args:
+      prefix: [layers P K S A] each, as from `prefill`.
+      suffix: [layers P G K R A] each.
+
+    Returns:
+      hidden states, and the new token's keys and values [layers P G K A], for the caller to write.
+    """
+    p, g = tokens.shape
+    positions = prefix_length[:, None] + suffix_length
+
+    def attend(q: Array, k: Array, v: Array, cache: tuple[Cache, Cache]) -> Array:
+      q, k, v = (x.reshape(p, g, -1, self.config.head_dim) for x in (q, k, v))
+      return prefix_decode(q, k, v, cache[0], prefix_length, cache[1], suffix_length).reshape(p * g, -1)
+
+    bounds = list(itertools.accumulate((count for _, count in runs_of(self.config)), initial=0))
+    caches = [jax.tree.map(lambda c, a=a, b=b: c[a:b], (prefix, suffix)) for a, b in itertools.pairwise(bounds)]
+    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, caches)
+    return x.reshape(p, g, -1), tuple(c.reshape(len(c), p, g, -1, self.config.head_dim) for c in kv)
+
+  def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
+    """Float32 logits; for a few tokens at a time (`kernels.token_stats` for many)."""
+    return jnp.matmul(hidden, self.head_weight(), preferred_element_type=jnp.float32)
+
+  def head_weight(self) -> Float[Array, "D V"]:
+    """The output projection in the computation's dtype: the embedding, transposed, where they are tied."""
+    weight = self.embedding[...].T if self.head is None else self.head[...]
+    return weight.astype(self.dtype)
+
+  def _decoder(self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, caches: list) -> tuple:
+    config = self.config
+    inverse, factor = rotary.frequencies(
+      config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
+    )
+    cos, sin = rotary.angles(positions, inverse, factor)
+    x = self.embedding[...][tokens].astype(self.dtype)
+    kvs = []
+    for run, cache in zip(self.runs, caches, strict=True):
+      graph, weights = nnx.split(run)
+
+      def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph) -> tuple:
+        weights, cache = scanned
+        return nnx.merge(graph, weights)(x, cos, sin, lambda q, k, v: attend(q, k, v, cache))
+
+      x, kv = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (weights, cache))
+      kvs.append(kv)
+    x = rms_norm(x, self.norm[...], config.rms_norm_eps)
+    return x, kvs[0] if len(kvs) == 1 else jax.tree.map(lambda *c: jnp.concatenate(c), *kvs)
+
+
+def runs_of(config: Qwen3Config) -> list[tuple[str, int]]:
+  """(kind, number of layers) of each stretch of equal layers, in order."""
+  return [(kind, len(list(layers))) for kind, layers in itertools.groupby(config.layer_kinds)]
+
+
+# Our path below a stacked Block -> Hugging Face's path below `model.layers.N`; "{e}" counts experts.
+_LAYER_NAMES = {
+  ("attention_norm",): "input_layernorm.weight",
+  ("mlp_norm",): "post_attention_layernorm.weight",
+  **{("attention", x): f"self_attn.{x}_proj.weight" for x in "qkvo"},
+  **{("attention", f"{x}_norm"): f"self_attn.{x}_norm.weight" for x in "qk"},
+}
+_MLP_NAMES = {
+  "dense": {("mlp", x): f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
+  "moe": {
+    ("mlp", "router"): "mlp.gate.weight",
+    **{("mlp", x): f"mlp.experts.{{e}}.{x}_proj.weight" for x in ("gate", "up", "down")},
+  },
+}
+
+
+def parameter_names(config: Qwen3Config) -> dict[tuple, list[str]]:
+  """Path of each parameter -> the Hugging Face tensors it is made of, in the order in which they are stacked.
+
+  A stacked parameter lists its layers (for experts: layer by layer, expert by expert). Hugging Face's matrices are
+  [out, in], ours [in, out]: each 2-D tensor but the embedding is transposed.
+  """
+  names: dict[tuple, list[str]] = {("embedding",): ["model.embed_tokens.weight"], ("norm",): ["model.norm.weight"]}
+  if not config.tie_word_embeddings:
+    names["head",] = ["lm_head.weight"]
+  first = 0
+  for index, (kind, count) in enumerate(runs_of(config)):
+    for path, name in (_LAYER_NAMES | _MLP_NAMES[kind]).items():
+      experts = range(config.num_experts) if "{e}" in name else range(1)
+      names["runs", index, *path] = [
+        f"model.layers.{layer}.{name.format(e=expert)}" for layer in range(first, first + count) for expert in experts
+      ]
+    first += count
+  return names
