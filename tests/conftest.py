@@ -4,7 +4,7 @@ import os
 import sys
 
 if "jax" in sys.modules:
-  raise RuntimeError("jax was imported before tests/conftest.py, too late to ask for eight host devices; start pytest alone")
+  raise RuntimeError("jax was imported before tests/conftest.py, too late for eight devices; run pytest on its own")
 
 DEVICES = 8
 
