@@ -1,0 +1,58 @@
+"""Multiple choice: which of four values is the one that the documents give for a place?
+
+    capital of Peru: Lima          capital of Peru?
+                                   Quito (A)
+    capital of Chad: N'Djamena     Lima (B)
+    ...                            ...              -> B
+
+The wrong options are values of the same attribute, most of them in the context beside another place. An option comes
+before its letter, so that the letter can be looked up from the value, as the value is from the key.
+"""
+
+import numpy as np
+
+from qwenlong_jax.data.sources import Facts
+from qwenlong_jax.data.tasks.context import Costs, Draft, Page, Sheets, fill, lines_per_page, pick, shuffled
+
+LETTERS = "ABCD"
+# Often about the many cities, so that there is more to look up than a small model can learn by heart.
+ATTRIBUTES = (
+  "country", "country", "latitude", "population", "city", "city", "capital", "currency", "neighbour", "language", "phone",
+)  # fmt: skip
+
+
+def draft(rng: np.random.Generator, facts: Facts, costs: Costs, budget: int) -> Draft | None:
+  attribute = pick(rng, ATTRIBUTES)
+  sheets = Sheets(rng, facts, 1)
+  target = sheets.fact(attribute)
+  if target is None:
+    return None
+  sheets.size = lines_per_page(budget, costs.line(target.text))
+  pages = [sheets.page(target, evidence=True)]
+  true = {fact.value for fact in facts.places[target.subject].facts[attribute]}
+  others = []
+  while len(others) < len(LETTERS) - 1:
+    other = sheets.fact(attribute, lambda fact: fact.value not in true)
+    if other is None:
+      return None
+    true.add(other.value)
+    sheets.used.add(other.key)
+    others.append(other)
+  options = shuffled(rng, [target.value, *(other.value for other in others)])
+  letter = LETTERS[options.index(target.value)]
+  question = "\n".join([f"{target.key}?", *(f"{value} ({name})" for value, name in zip(options, LETTERS))])
+  room = budget - sum(map(costs.line, question.split("\n"))) - costs.page(pages[0])
+  near: list[Page] = []
+  room = fill(near, (sheets.page(other) for other in others), room, costs)
+  if not near:
+    return None
+  pages += near
+  fill(pages, sheets.distractors((attribute,)), room, costs)
+  return Draft(
+    pages=shuffled(rng, pages),
+    question=question,
+    answer=letter,
+    reasoning=f"{target.text} ({letter})",
+    key=f"{target.key}:",
+    used=[target.text],
+  )
