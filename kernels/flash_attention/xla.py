@@ -25,7 +25,7 @@ def attention(
   def block(rows: Array, segment_q: Array, position_q: Array) -> Array:
     size = rows.shape[3]
     mask = visible(segment_q, position_q, segment, position)  # [B q L]
-    scores = jax.lax.batch_matmul(
+    scores = jnp.matmul(
       rows.reshape(b * kv, -1, d), keys.mT, preferred_element_type=jnp.float32
     ).reshape(b, kv, h // kv, size, l)
     scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
@@ -33,7 +33,7 @@ def attention(
     # A row that sees nothing has scores all NEGATIVE, hence weights all 1: `seen` takes it to 0.
     seen = mask.any(-1)[:, None, None, :, None]
     weights = (weights * (seen / weights.sum(-1, keepdims=True))).astype(v.dtype)
-    return jax.lax.batch_matmul(weights.reshape(b * kv, -1, l), values).reshape(rows.shape)
+    return jnp.matmul(weights.reshape(b * kv, -1, l), values).reshape(rows.shape)
 
   if l <= BLOCK:
     out = block(rows, segment, position)

@@ -25,10 +25,10 @@ def prefix_decode(
   tall = jnp.moveaxis(q, 2, 1).reshape(p * kv, g * n, d)
   short = q.reshape(p * g * kv, n, d)
 
-  score_p = jax.lax.batch_matmul(tall, prefix[0].reshape(p * kv, s, d).mT, preferred_element_type=f32)
+  score_p = jnp.matmul(tall, prefix[0].reshape(p * kv, s, d).mT, preferred_element_type=f32)
   score_p = jnp.moveaxis(score_p.reshape(p, kv, g, n, s), 1, 2)
   score_p = jnp.where(jnp.arange(s) < prefix_length[:, None, None, None, None], score_p, NEGATIVE)
-  score_r = jax.lax.batch_matmul(short, suffix[0].reshape(p * g * kv, r, d).mT, preferred_element_type=f32)
+  score_r = jnp.matmul(short, suffix[0].reshape(p * g * kv, r, d).mT, preferred_element_type=f32)
   score_r = score_r.reshape(p, g, kv, n, r)
   score_r = jnp.where(jnp.arange(r) < suffix_length[:, :, None, None, None], score_r, NEGATIVE)
   score_self = (q * k[:, :, :, None]).sum(-1, dtype=f32)[..., None]  # [P G K n 1], never masked: the maximum is finite
@@ -38,9 +38,9 @@ def prefix_decode(
   total = w_p.sum(-1, keepdims=True) + w_r.sum(-1, keepdims=True) + w_self
 
   values_p = jnp.moveaxis(w_p, 2, 1).reshape(p * kv, g * n, s).astype(v.dtype)
-  out_p = jax.lax.batch_matmul(values_p, prefix[1].reshape(p * kv, s, d), preferred_element_type=f32)
+  out_p = jnp.matmul(values_p, prefix[1].reshape(p * kv, s, d), preferred_element_type=f32)
   out_p = jnp.moveaxis(out_p.reshape(p, kv, g, n, d), 1, 2)
-  out_r = jax.lax.batch_matmul(
+  out_r = jnp.matmul(
     w_r.reshape(p * g * kv, n, r).astype(v.dtype), suffix[1].reshape(p * g * kv, r, d), preferred_element_type=f32
   ).reshape(p, g, kv, n, d)
   out = (out_p + out_r + w_self * v[:, :, :, None]) / total

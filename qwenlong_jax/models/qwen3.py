@@ -112,10 +112,7 @@ class Qwen3(nnx.Module):
       jax.random.normal(rngs.params(), shape, param_dtype) * config.initializer_range
     )
     self.embedding = normal(config.vocab_size, config.hidden_size)
-    self.runs = nnx.List(
-      nnx.vmap(lambda r, kind=kind: Block(config, kind, r, param_dtype))(rngs.split(count))
-      for kind, count in runs_of(config)
-    )
+    self.runs = nnx.List(stack(config, kind, count, rngs, param_dtype) for kind, count in runs_of(config))
     self.norm = nnx.Param(jnp.ones(config.hidden_size, param_dtype))
     self.head = None if config.tie_word_embeddings else normal(config.hidden_size, config.vocab_size)
 
@@ -196,6 +193,11 @@ class Qwen3(nnx.Module):
       kvs.append(kv)
     x = rms_norm(x, self.norm[...], config.rms_norm_eps)
     return x, kvs[0] if len(kvs) == 1 else jax.tree.map(lambda *c: jnp.concatenate(c), *kvs)
+
+
+def stack(config: Qwen3Config, kind: str, count: int, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Block:
+  """A Block whose parameters hold `count` layers, layers first."""
+  return nnx.vmap(lambda rngs: Block(config, kind, rngs, param_dtype))(rngs.split(count))
 
 
 def runs_of(config: Qwen3Config) -> list[tuple[str, int]]:

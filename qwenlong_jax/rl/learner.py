@@ -1,0 +1,201 @@
+"""The learner: what a batch's tokens are worth under the policy, and one optimizer step on it.
+
+Letters: N rows of L slots, D model width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from qwenlong_jax.kernels.token_stats import token_stats
+from qwenlong_jax.parallelism import rules
+from qwenlong_jax.rl.loss import surrogate
+from qwenlong_jax.types import TrainBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+  """What a step changes. `step` counts batches seen, those the optimizer skipped included."""
+
+  step: Int[Array, ""]
+  params: PyTree
+  optimizer: PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class UpdateMetrics:
+  """Numbers of one update. `applied` is False where nothing was to be learned or the gradient was not finite."""
+
+  loss: Float[Array, ""]
+  gradient_norm: Float[Array, ""]
+  nll: Float[Array, ""]
+  accuracy: Float[Array, ""]
+  learned_tokens: Int[Array, ""]
+  finite: Array
+  applied: Array
+
+
+@dataclass(frozen=True)
+class Ratio:
+  """How a token's probability ratio is bounded; all None is strictly on-policy (eq. 4)."""
+
+  clip_low: float | None = None
+  clip_high: float | None = None
+  truncate: float | None = None
+
+
+class Learner:
+  """Compiled functions over a Qwen3 (given as its NNX graph), an optimizer and a mesh; the state stays with the caller."""
+
+  def __init__(
+    self,
+    create: Callable[[Key[Array, ""]], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    temperature: float,
+    micro_rows: int | None = None,
+    ratio: Ratio | None = None,
+  ):
+    """`create(key)` builds the model; `micro_rows` rows per device go through it at a time (None: all of them)."""
+    self.create, self.optimizer, self.mesh = create, optimizer, mesh
+    self.temperature, self.micro_rows, self.ratio = temperature, micro_rows, ratio or Ratio()
+    abstract = jax.eval_shape(create, jax.random.key(0))
+    self.graph, self._abstract_params = nnx.split(abstract)
+    self._create = jax.jit(self._initial, out_shardings=rules.shardings(self.abstract_state(), mesh))
+    self._update = jax.jit(self._step, donate_argnums=0)
+    self._stats = jax.jit(self._token_stats)
+
+  def abstract_state(self) -> TrainState:
+    """Shapes and shardings of the state, for creating and restoring it."""
+    state = jax.eval_shape(self._with_params, self._abstract_params)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, rules.shardings(state, self.mesh)
+    )
+
+  def create_state(self, key: Key[Array, ""]) -> TrainState:
+    """Random parameters, created on their shards."""
+    return self._create(key)
+
+  def state_of(self, params: PyTree) -> TrainState:
+    """A fresh optimizer around given parameters."""
+    shardings = rules.shardings(self.abstract_state(), self.mesh)
+    return jax.jit(self._with_params, out_shardings=shardings)(params)
+
+  def _initial(self, key: Key[Array, ""]) -> TrainState:
+    return self._with_params(nnx.state(self.create(key)))
+
+  def _with_params(self, params: PyTree) -> TrainState:
+    return TrainState(step=jnp.int32(0), params=params, optimizer=self.optimizer.init(params))
+
+  def token_stats(self, state: TrainState, batch: TrainBatch) -> tuple[Float[Array, "N L"], Float[Array, "N L"]]:
+    """(log-probability of each slot's target, entropy of its distribution), float32 nats, before the update (eq. 11)."""
+    return self._stats(state.params, self._put(batch))
+
+  def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
+    """One optimizer step up the objective sum(weight * ratio) (eq. 4); `state` is donated.
+
+    Where every weight is 0 (nothing to learn from) or the gradient is not finite, parameters and optimizer stay as they
+    are and only `step` advances.
+
+    Raises:
+      ValueError: the rows do not divide over the devices and micro-batches.
+    """
+    return self._update(state, self._put(batch))
+
+  def _put(self, batch: TrainBatch) -> TrainBatch:
+    rows, devices = batch.tokens.shape[0], self.mesh.shape["data"]
+    micro = self.micro_rows or max(rows // devices, 1)
+    if rows % (devices * micro):
+      raise ValueError(
+        f"{rows} rows do not divide by mesh.data={devices} times micro_rows={micro}; change batch.prompts or micro_rows"
+      )
+    return jax.device_put(batch, rules.rows(self.mesh))
+
+  def _hidden(self, params: PyTree, batch: TrainBatch) -> tuple[nnx.Module, Float[Array, "T D"]]:
+    model = nnx.merge(self.graph, params)
+    hidden = model(batch.tokens, batch.position, batch.segment)
+    return model, hidden.reshape(-1, hidden.shape[-1])
+
+  def _micro_batches(self, batch: TrainBatch) -> TrainBatch:
+    rows = batch.tokens.shape[0]
+    return jax.tree.map(lambda x: x.reshape(-1, self.micro_rows or rows, *x.shape[1:]), batch)
+
+  def _over_devices(self, f: Callable, outputs: PyTree) -> Callable:
+    """f(params whole, batch cut over the data axis), each device on its rows."""
+    specs = (PartitionSpec(), PartitionSpec("data"))
+    return jax.shard_map(f, mesh=self.mesh, in_specs=specs, out_specs=outputs)
+
+  def _token_stats(self, params: PyTree, batch: TrainBatch) -> tuple[Array, Array]:
+    def one(params: PyTree, micro: TrainBatch) -> tuple[Array, Array]:
+      model, hidden = self._hidden(params, micro)
+      stats = token_stats(hidden, model.head_weight(), micro.target.reshape(-1), self.temperature)
+      return jax.tree.map(lambda x: jnp.where(micro.sample >= 0, x.reshape(micro.tokens.shape), 0.0), stats)
+
+    def local(params: PyTree, batch: TrainBatch) -> tuple[Array, Array]:
+      stats = jax.lax.map(partial(one, params), self._micro_batches(batch))
+      return jax.tree.map(lambda x: x.reshape(batch.tokens.shape), stats)
+
+    return self._over_devices(local, PartitionSpec("data"))(params, batch)
+
+  def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], Float[Array, "4"]]:
+    """(loss, [loss, sum of nll, correct, targets]) of a micro-batch; plain sums, whatever it was cut from."""
+    model, hidden = self._hidden(params, micro)
+    logprob, _ = token_stats(hidden, model.head_weight(), micro.target.reshape(-1), self.temperature)
+    logprob = logprob.reshape(micro.tokens.shape)
+    real = micro.sample >= 0
+    terms = surrogate(logprob, micro.old_logprob, micro.weight, **vars(self.ratio))
+    loss = jnp.where(real, terms, 0.0).sum()
+    nll = -jnp.where(real, logprob, 0.0).sum()
+    # More than half of the mass on the target: a lower bound of greedy accuracy that needs no logits.
+    sure = (real & (logprob > jnp.log(0.5))).sum()
+    return loss, jax.lax.stop_gradient(jnp.stack([loss, nll, sure, real.sum()]).astype(jnp.float32))
+
+  def _gradient(self, params: PyTree, batch: TrainBatch) -> tuple[PyTree, Float[Array, "4"]]:
+    def local(params: PyTree, batch: TrainBatch) -> tuple[PyTree, Array]:
+      # Varying parameters keep the gradient on this device until one sum over all, after the last micro-batch.
+      params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
+
+      def accumulate(total: tuple, micro: TrainBatch) -> tuple[tuple, None]:
+        (_, sums), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
+        return jax.tree.map(jnp.add, total, (grads, sums)), None
+
+      zeros = (jax.tree.map(jnp.zeros_like, params), jax.lax.pcast(jnp.zeros(4), "data", to="varying"))
+      total, _ = jax.lax.scan(accumulate, zeros, self._micro_batches(batch))
+      return jax.lax.psum(total, "data")
+
+    return self._over_devices(local, PartitionSpec())(params, batch)
+
+  def _step(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
+    grads, sums = self._gradient(state.params, batch)
+    grads = jax.lax.with_sharding_constraint(grads, rules.shardings(grads, self.mesh))
+    norm = optax.global_norm(grads)
+    learned = (batch.weight != 0).sum()
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums[0])
+    applied = finite & (learned > 0)
+
+    def apply(state: TrainState) -> tuple[PyTree, PyTree]:
+      updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
+      return optax.apply_updates(state.params, updates), optimizer
+
+    params, optimizer = jax.lax.cond(applied, apply, lambda state: (state.params, state.optimizer), state)
+    loss, nll, sure, targets = sums
+    count = jnp.maximum(targets, 1)
+    return TrainState(step=state.step + 1, params=params, optimizer=optimizer), UpdateMetrics(
+      loss=loss,
+      gradient_norm=norm,
+      nll=nll / count,
+      accuracy=sure / count,
+      learned_tokens=learned,
+      finite=finite,
+      applied=applied,
+    )

@@ -1,0 +1,144 @@
+"""The sampler: each prompt prefilled once, its G responses decoded over that prefix, in one compiled program.
+
+Letters: P prompts, G responses to each, S prompt slots, R response slots, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from qwenlong_jax.rollout.sampling import sample
+from qwenlong_jax.types import Prompts, Rollout
+
+
+@dataclass(frozen=True)
+class Sampling:
+  """How responses are drawn: at most `max_tokens` each, ended by one of `stop_ids`, slots after it hold `pad_id`."""
+
+  temperature: float
+  top_p: float
+  max_tokens: int
+  stop_ids: tuple[int, ...]
+  pad_id: int
+
+  def __post_init__(self) -> None:
+    if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+      raise ValueError(
+        f"sampling.temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
+        f"max_tokens={self.max_tokens} >= 1"
+      )
+
+
+class Decoding(NamedTuple):
+  """The state of the decode loop."""
+
+  step: Int[Array, ""]
+  last: Int[Array, "P G"]
+  stopped: Bool[Array, "P G"]
+  tokens: Int[Array, "P G R"]
+  logprob: Float[Array, "P G R"]
+  keys: Float[Array, "layers P G K R A"]
+  values: Float[Array, "layers P G K R A"]
+
+
+class Engine:
+  """Samples from a Qwen3 (given as its NNX graph) over the data axis of a mesh."""
+
+  def __init__(self, graph: nnx.GraphDef, mesh: Mesh):
+    self.graph, self.mesh = graph, mesh
+    self._run = jax.jit(self._generate, static_argnames=("group", "sampling"))
+
+  def generate(self, params: PyTree, prompts: Prompts, key: Key[Array, ""], *, group: int, sampling: Sampling) -> Rollout:
+    """G responses to each prompt. What sample i draws depends on `key` and i alone, not on the number of devices.
+
+    Raises:
+      ValueError: the prompts do not divide over the data axis, or one is empty or longer than its slots.
+    """
+    devices = self.mesh.shape["data"]
+    p, s = prompts.tokens.shape
+    if p % devices:
+      raise ValueError(f"{p} prompts do not divide over mesh.data={devices}; change batch.prompts or mesh.data")
+    return self._run(params, prompts, key, group=group, sampling=sampling)
+
+  def _generate(self, params: PyTree, prompts: Prompts, key: Key[Array, ""], group: int, sampling: Sampling) -> Rollout:
+    p = prompts.tokens.shape[0]
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(p * group)).reshape(p, group)
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    out = Rollout(
+      prompts=rows, tokens=rows, length=rows, logprob=rows, stopped=rows, prefill_tokens=whole, decode_steps=whole
+    )
+    local = partial(self._local, group=group, sampling=sampling)
+    return jax.shard_map(local, mesh=self.mesh, in_specs=(whole, rows, rows), out_specs=out, check_vma=False)(
+      params, prompts, keys
+    )
+
+  def _local(self, params: PyTree, prompts: Prompts, keys: Key[Array, "P G"], group: int, sampling: Sampling) -> Rollout:
+    """One device's share."""
+    model = nnx.merge(self.graph, params)
+    p, s = prompts.tokens.shape
+    r = sampling.max_tokens
+    slots = jnp.broadcast_to(jnp.arange(s), (p, s))
+    hidden, prefix = model.prefill(prompts.tokens, slots, jnp.where(slots < prompts.length[:, None], 1, -1))
+    last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], 1)  # [P 1 D]
+    logits = jnp.broadcast_to(model.logits(last), (p, group, model.config.vocab_size))
+
+    def draw(logits: Float[Array, "P G V"], state: Decoding) -> Decoding:
+      """Samples token number `step` of every response that still runs."""
+      step_keys = jax.vmap(lambda k: jax.random.fold_in(k, state.step))(keys.reshape(-1))
+      token, logprob = sample(
+        logits.reshape(p * group, -1), step_keys, sampling.temperature, sampling.top_p
+      )
+      token = jnp.where(state.stopped, sampling.pad_id, token.reshape(p, group)).astype(jnp.int32)
+      logprob = jnp.where(state.stopped, 0.0, logprob.reshape(p, group))
+      at = (0, 0, state.step)
+      return state._replace(
+        step=state.step + 1,
+        last=token,
+        stopped=state.stopped | jnp.isin(token, jnp.array(sampling.stop_ids)),
+        tokens=jax.lax.dynamic_update_slice(state.tokens, token[..., None], at),
+        logprob=jax.lax.dynamic_update_slice(state.logprob, logprob[..., None], at),
+      )
+
+    def advance(state: Decoding) -> Decoding:
+      """One decode step: the last token through the model, its keys and values into the cache, the next one drawn."""
+      written = state.step - 1
+      hidden, new = model.decode(
+        state.last, prefix, prompts.length, (state.keys, state.values), jnp.broadcast_to(written, (p, group))
+      )
+      at = (0, 0, 0, 0, written, 0)
+      keys, values = (
+        jax.lax.dynamic_update_slice(cache, x[:, :, :, :, None], at)
+        for cache, x in zip((state.keys, state.values), new)
+      )
+      return draw(model.logits(hidden), state._replace(keys=keys, values=values))
+
+    layers, _, heads, _, width = prefix[0].shape
+    empty = jnp.zeros((layers, p, group, heads, r, width), prefix[0].dtype)
+    state = Decoding(
+      step=jnp.int32(0),
+      last=jnp.zeros((p, group), jnp.int32),
+      stopped=jnp.zeros((p, group), bool),
+      tokens=jnp.full((p, group, r), sampling.pad_id, jnp.int32),
+      logprob=jnp.zeros((p, group, r)),
+      keys=empty,
+      values=empty,
+    )
+    state = jax.lax.while_loop(lambda x: (x.step < r) & ~x.stopped.all(), advance, draw(logits, state))
+    ended = jnp.isin(state.tokens, jnp.array(sampling.stop_ids))
+    # A stop id can equal the pad id: the length is where the first stop stands.
+    length = jnp.where(state.stopped, ended.argmax(2) + 1, r)
+    return Rollout(
+      prompts=prompts,
+      tokens=state.tokens,
+      length=length,
+      logprob=state.logprob,
+      stopped=state.stopped,
+      prefill_tokens=jax.lax.psum(jnp.int32(prompts.tokens.size), "data"),
+      decode_steps=jax.lax.pmax(state.step, "data"),
+    )

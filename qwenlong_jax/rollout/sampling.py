@@ -1,0 +1,52 @@
+"""Temperature and nucleus (top-p) sampling without sorting the vocabulary.
+
+Letters: N rows, V vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+_ONE = 0x3F800000  # the bits of 1.0: between two floats in [0, 1] the order of the bits is the order of the numbers
+
+
+def nucleus_threshold(probs: Float[Array, "N V"], top_p: float) -> Float[Array, "N 1"]:
+  """The largest t with sum of the probabilities >= t at least `top_p` (exact: bisection over the float's bits).
+
+  The nucleus is then {p >= t}: the smallest set of most probable tokens of that mass, with all ties of its last one.
+  """
+
+  def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    low, high = bounds  # mass({p >= low}) >= top_p > mass({p >= high})
+    middle = low + (high - low) // 2
+    enough = jnp.where(probs >= as_float(middle), probs, 0).sum(1, keepdims=True) >= top_p
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+  start = jnp.zeros((probs.shape[0], 1), jnp.int32)
+  low, _ = jax.lax.fori_loop(0, 31, halve, (start, jnp.full_like(start, _ONE + 1)))
+  return as_float(low)
+
+
+def as_float(bits: Int[Array, "*n"]) -> Float[Array, "*n"]:
+  """The float32 with these bits."""
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def sample(
+  logits: Float[Array, "N V"], keys: Key[Array, "N"], temperature: float, top_p: float
+) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
+  """(token, its log-probability under the full softmax at `temperature`); top-p limits only what is drawn.
+
+  `temperature` 0 takes the most probable token, whose log-probability is then at temperature 1.
+  """
+  logprobs = jax.nn.log_softmax(logits.astype(jnp.float32) / (temperature or 1.0))
+  if temperature == 0:
+    token = logprobs.argmax(1)
+  else:
+    kept = logprobs
+    if top_p < 1:
+      probs = jnp.exp(logprobs)
+      kept = jnp.where(probs >= nucleus_threshold(probs, top_p), logprobs, -jnp.inf)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    token = (kept + noise).argmax(1)
+  return token, jnp.take_along_axis(logprobs, token[:, None], 1)[:, 0]
