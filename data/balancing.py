@@ -49,10 +49,12 @@ class Rotation:
   @cached_property
   def _period(self) -> np.ndarray:
     """int[N*H*b]: the task of each row of one period."""
-    return np.concatenate([
-      tasks_of_batch(step, self.batch_size, self.tasks)[rows_of_host(step, self.batch_size, self.host, self.hosts)]
-      for step in range(self.tasks * self.hosts)
-    ])
+    return np.concatenate(
+      [
+        tasks_of_batch(step, self.batch_size, self.tasks)[rows_of_host(step, self.batch_size, self.host, self.hosts)]
+        for step in range(self.tasks * self.hosts)
+      ]
+    )
 
   @cached_property
   def _before(self) -> np.ndarray:

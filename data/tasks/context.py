@@ -1,8 +1,9 @@
 """A context made of documents: what the five generators share.
 
-A generator lays out its evidence as `Page`s, asks a `Stream` for distractors until the budget is spent, and hands back a
-`Draft`. `render` joins the pages and finds the evidence in the joined text. Lengths are counted once for each line and
-remembered (`Costs`): a line break starts a new word in every tokenizer in use, so that lengths of lines add up.
+A generator lays out its evidence as `Page`s, takes distractors (from `Sheets`, where they are facts about places) until
+the budget is spent, and hands back a `Draft`. `render` joins the pages and finds the evidence in the joined text.
+Lengths are counted once for each line and remembered (`Costs`): a line break starts a new word in every tokenizer in
+use, so that lengths of lines add up.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

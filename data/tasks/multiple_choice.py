@@ -11,13 +11,14 @@ before its letter, so that the letter can be looked up from the value, as the va
 
 import numpy as np
 
-from qwenlong_jax.data.sources import Facts
+from qwenlong_jax.data.sources import Fact, Facts
 from qwenlong_jax.data.tasks.context import Costs, Draft, Page, Sheets, fill, lines_per_page, pick, shuffled
 
 LETTERS = "ABCD"
 # Often about the many cities, so that there is more to look up than a small model can learn by heart.
 ATTRIBUTES = (
-  "country", "country", "latitude", "population", "city", "city", "capital", "currency", "neighbour", "language", "phone",
+  "country", "country", "latitude", "population", "city", "city", "capital", "currency", "neighbour", "language",
+  "phone",
 )  # fmt: skip
 
 
@@ -29,13 +30,13 @@ def draft(rng: np.random.Generator, facts: Facts, costs: Costs, budget: int) -> 
     return None
   sheets.size = lines_per_page(budget, costs.line(target.text))
   pages = [sheets.page(target, evidence=True)]
-  true = {fact.value for fact in facts.places[target.subject].facts[attribute]}
-  others = []
+  taken = {fact.value for fact in facts.places[target.subject].facts[attribute]}  # All true, if of several neighbours.
+  others: list[Fact] = []
   while len(others) < len(LETTERS) - 1:
-    other = sheets.fact(attribute, lambda fact: fact.value not in true)
+    other = sheets.fact(attribute, lambda fact: fact.value not in taken)
     if other is None:
       return None
-    true.add(other.value)
+    taken.add(other.value)
     sheets.used.add(other.key)
     others.append(other)
   options = shuffled(rng, [target.value, *(other.value for other in others)])

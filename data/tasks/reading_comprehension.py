@@ -57,4 +57,6 @@ def _others(rng: np.random.Generator, facts: Facts, passage: Passage, phrase: st
     if other is not passage and seen.isdisjoint(lines) and not any(phrase in line for line in lines):
       seen.update(lines)
       yield Page(other.document, lines)
-  raise ValueError(f"the {facts.split} split has no passages left to fill a context this long; ask for a smaller budget")
+  raise ValueError(
+    f"the {facts.split} split has no passages left to fill a context this long; ask for a smaller budget"
+  )

@@ -1,0 +1,228 @@
+"""Examples to shards, and shards to an endless stream of task-balanced batches that resumes exactly.
+
+A data set is a folder of ArrayRecord files, `<task>-00000-of-00002.array_record`, one JSON record for each example, and
+`manifest.json`, which counts them. Each file is written under a temporary name and renamed, the manifest last: a folder
+with a manifest is complete.
+
+The stream, for each host: every task's examples are shuffled anew in each epoch, repeated, and cut into one slice for
+each host; then the slices are mixed in the order of `balancing`. It is a pure function of (seed, step).
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import grain.python
+import numpy as np
+from absl import flags
+from array_record.python import array_record_module
+
+from qwenlong_jax.data.balancing import Rotation
+from qwenlong_jax.types import TASKS, Example, Span
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_REMEDY = "copy the data set again or write it anew with write_shards"
+
+
+def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards: int = 1) -> None:
+  """Writes `examples` as `shards` files for each task, in their order.
+
+  Raises:
+    ValueError: shards < 1 or more than a task has examples; no example, an unknown task, or two examples of one id.
+    FileExistsError: the folder already holds a data set.
+  """
+  folder = Path(folder)
+  if shards < 1:
+    raise ValueError(f"{shards=} must be at least 1")
+  if (folder / MANIFEST).exists():
+    raise FileExistsError(f"{folder} already holds a data set ({MANIFEST}); choose another folder or delete it first")
+  by_task = _by_task(examples)
+  if not by_task:
+    raise ValueError(f"no examples to write to {folder}; generate some first")
+  if few := [task for task, found in by_task.items() if len(found) < shards]:
+    raise ValueError(f"{shards=} is more than the {len(by_task[few[0]])} examples of {few[0]}; use fewer shards")
+  folder.mkdir(parents=True, exist_ok=True)
+  files = {}
+  for task, found in by_task.items():
+    for shard in range(shards):
+      name = f"{task}-{shard:05d}-of-{shards:05d}.array_record"
+      part = found[shard * len(found) // shards : (shard + 1) * len(found) // shards]
+      _write_shard(folder / name, part)
+      files[name] = {"task": task, "examples": len(part), "bytes": (folder / name).stat().st_size}
+  manifest = {"format": FORMAT, "tasks": {task: len(found) for task, found in by_task.items()}, "files": files}
+  temporary = folder / f".{MANIFEST}.writing"
+  temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+  temporary.replace(folder / MANIFEST)
+
+
+def read_all(folder: str | os.PathLike) -> list[Example]:
+  """Every example of a data set, task by task, in the order in which they were written."""
+  tasks = _open(Path(folder))
+  return [source[index] for source in tasks.values() for index in range(len(source))]
+
+
+def load(
+  folder: str | os.PathLike, batch_size: int, seed: int, host: int = 0, hosts: int = 1, workers: int = 0
+) -> grain.DatasetIterator:
+  """An endless iterator over this host's share of task-balanced batches: `list[Example]` of batch_size // hosts.
+
+  Tasks rotate in the order of types.TASKS. `get_state()` and `set_state()` resume it exactly, in mid-epoch too, with
+  the same batch_size, seed, hosts and workers. With workers > 0 that many processes read ahead; they are spawned, so a
+  script must start its work under `if __name__ == "__main__":`.
+
+  Raises:
+    FileNotFoundError, ValueError: a missing, incomplete or damaged data set, a task without examples, or a batch that
+      does not divide by hosts; each names the file or number and what to do.
+  """
+  rotation = Rotation(batch_size, len(TASKS), host, hosts)
+  sources = _open(Path(folder))
+  if missing := [task for task in TASKS if not len(sources.get(task, ()))]:
+    raise ValueError(
+      f"{folder} holds no examples of {', '.join(missing)}: a balanced batch needs all of {', '.join(TASKS)}; "
+      "generate examples of every task and write the data set again"
+    )
+  if workers < 0:
+    raise ValueError(f"{workers=} must be 0 (read in this process) or more")
+  streams = [
+    grain.MapDataset.source(sources[task]).seed(_seed(seed, number)).shuffle().repeat()[host::hosts]
+    for number, task in enumerate(TASKS)
+  ]
+  mixed = grain.MapDataset.select_from_datasets(streams, _Mix(rotation))
+  batches = mixed.batch(rotation.local, drop_remainder=True, batch_fn=list).to_iter_dataset(
+    grain.ReadOptions(num_threads=0)
+  )
+  if workers:
+    _parse_flags()
+    batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+  return iter(batches)
+
+
+class _Mix(grain.python.DatasetSelectionMap):
+  """Grain's view of a Rotation: row of the mixed stream -> (task, row of that task's stream)."""
+
+  def __init__(self, rotation: Rotation):
+    self._rotation = rotation
+
+  def __len__(self) -> int:
+    return sys.maxsize // self._rotation.hosts
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    return self._rotation[index]
+
+
+class _Source:
+  """One task's examples by number; a record that cannot be read is reported with its file."""
+
+  def __init__(self, paths: Sequence[Path], counts: Sequence[int]):
+    self._paths, self._counts = paths, counts
+    self._records = grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+
+  def __len__(self) -> int:
+    return sum(self._counts)
+
+  def __getitem__(self, index: Any) -> Example:
+    try:
+      return _from_json(self._records[index])
+    except Exception as error:
+      raise ValueError(f"{self._path(int(index))} is damaged at example {index}: {error}; {_REMEDY}") from error
+
+  def _path(self, index: int) -> Path:
+    for path, count in zip(self._paths, self._counts):
+      if index < count:
+        return path
+      index -= count
+    return self._paths[-1]
+
+
+def _open(folder: Path) -> dict[str, _Source]:
+  """Each task's source, after every file was compared with the manifest."""
+  files = _manifest(folder)["files"]
+  for name, expected in files.items():
+    _check_shard(folder / name, expected)
+  parts: dict[str, list[str]] = {}
+  for name, expected in files.items():
+    parts.setdefault(expected["task"], []).append(name)
+  return {
+    task: _Source([folder / name for name in names], [files[name]["examples"] for name in names])
+    for task, names in parts.items()
+  }
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+  path = folder / MANIFEST
+  if not folder.is_dir():
+    raise FileNotFoundError(f"no data set at {folder}: the folder does not exist; write one with write_shards")
+  if not path.exists():
+    raise FileNotFoundError(
+      f"{folder} has no {MANIFEST}: not a data set, or its writing was interrupted; write it again"
+    )
+  try:
+    manifest = json.loads(path.read_text())
+    found = manifest["format"]
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error
+  if found != FORMAT:
+    raise ValueError(f"{path} says format {found}, this version reads {FORMAT}; write the data set again")
+  if not manifest["files"]:
+    raise ValueError(f"{folder} is an empty data set; write examples to it with write_shards")
+  return manifest
+
+
+def _check_shard(path: Path, expected: dict[str, Any]) -> None:
+  if not path.exists():
+    raise FileNotFoundError(f"{path} is missing but {MANIFEST} lists it; {_REMEDY}")
+  if (size := path.stat().st_size) != expected["bytes"]:
+    raise ValueError(f"{path} has {size} bytes where {MANIFEST} says {expected['bytes']}; {_REMEDY}")
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    count = reader.num_records()
+    reader.close()
+  except Exception as error:
+    raise ValueError(f"{path} cannot be opened ({error}); {_REMEDY}") from error
+  if count != expected["examples"]:
+    raise ValueError(f"{path} holds {count} examples where {MANIFEST} says {expected['examples']}; {_REMEDY}")
+
+
+def _by_task(examples: Iterable[Example]) -> dict[str, list[Example]]:
+  found: dict[str, list[Example]] = {task: [] for task in TASKS}
+  seen = set()
+  for example in examples:
+    if example.task not in found:
+      raise ValueError(f"example {example.id} has task {example.task!r}, which is none of {', '.join(TASKS)}")
+    if example.id in seen:
+      raise ValueError(f"two examples have the id {example.id}; give each its own (another seed makes other ids)")
+    seen.add(example.id)
+    found[example.task].append(example)
+  return {task: group for task, group in found.items() if group}
+
+
+def _write_shard(path: Path, examples: Sequence[Example]) -> None:
+  """One file, group_size 1: records are read at random, not in runs."""
+  temporary = path.with_name(f".{path.name}.writing")
+  writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+  for example in examples:
+    writer.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False).encode())
+  writer.close()
+  temporary.replace(path)
+
+
+def _from_json(record: bytes) -> Example:
+  fields = json.loads(record)
+  return Example(**fields | {"evidence": tuple(Span(**span) for span in fields["evidence"])})
+
+
+def _seed(seed: int, number: int) -> int:
+  """A seed of 32 bits for each task, unrelated to those of neighbouring seeds and epochs."""
+  return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _parse_flags() -> None:
+  """Grain hands absl's flags to its workers and refuses to start where nobody has parsed them (tests, notebooks)."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
