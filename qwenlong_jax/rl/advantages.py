@@ -23,7 +23,7 @@ def task_relative(reward: Reward, task: Task, valid: Valid, *, ddof: int = 1) ->
 
   The std counts the rewards of zero-variance groups too. Exactly 0 for an invalid sample, a group with fewer than two
   valid samples or with equal rewards, and a task with fewer than two valid samples or a std below 1e-8. `task` [P]
-  holds any integers. Raises ValueError on shapes that disagree, a reward that is not finite, or a ddof other than 0 and 1.
+  holds any integers. Raises ValueError on shapes that disagree, a reward that is not finite, a ddof but 0 and 1.
   """
   reward, task, valid = _checked(reward, task, valid)
   difference = _from_group_mean(reward, valid)

@@ -92,7 +92,7 @@ def surrogate(
   if clipped:
     low = 0.0 if clip_low is None else 1.0 - clip_low
     high = jnp.inf if clip_high is None else 1.0 + clip_high
-    # Beyond e^20 the ratio has overflowed any sensible bound; an inf would turn the gradient of the other branch to NaN.
+    # Beyond e^20 no bound is sensible any more, and an inf would turn the gradient of the other branch to NaN.
     ratio = jnp.exp(jnp.clip(logprob - old_logprob, -20.0, 20.0))
     return -jnp.minimum(weight * ratio, weight * jnp.clip(ratio, low, high))
   on_policy = -weight * jnp.exp(logprob - jax.lax.stop_gradient(logprob))
