@@ -98,7 +98,7 @@ class Row:
 
   @property
   def text(self) -> str:
-    return f"{self.continent}: {self.name} {self.millions}M"
+    return f"{self.continent}: {self.name} {self.millions}"
 
 
 @dataclass(frozen=True, slots=True)

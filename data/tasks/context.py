@@ -45,12 +45,15 @@ class Draft:
 
 
 class Costs:
-  """Lengths of lines, questions and pages under one `length` function (characters, tokens), each counted once."""
+  """Lengths of lines, questions and pages under one `length` function (characters, tokens), each counted once.
+
+  `gap` is what an empty line between documents adds to the line break.
+  """
 
   def __init__(self, length: Callable[[str], int]):
     self.length = length
     self._lines: dict[str, int] = {}
-    self._break = max(0, length("a\n\na") - length("a\na"))
+    self.gap = max(0, length("a\n\na") - length("a\na"))
 
   def line(self, text: str) -> int:
     cost = self._lines.get(text)
@@ -59,7 +62,7 @@ class Costs:
     return cost
 
   def page(self, page: Page) -> int:
-    return self._break + sum(map(self.line, page.lines))
+    return self.gap + sum(map(self.line, page.lines))
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:

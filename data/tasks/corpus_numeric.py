@@ -1,12 +1,12 @@
 """Corpus-level numerical reasoning: a table whose rows lie in different documents, and a computed answer.
 
-    SA: Peru 32M                   how many in SA?
-                                   -> SA: Peru 1
-    AF: Chad 15M                      SA: Chile 2
+    SA: Peru 32                    how many in SA?
+                                   -> SA: Peru 32 (1)
+    AF: Chad 15                       SA: Chile 19 (2)
                                    -> 2
-    SA: Chile 19M
+    SA: Chile 19
 
-A row is continent, country and people in millions. Four operations: count, maximum, sum and difference. The truth is
+A row is continent, country and millions of people. Four operations: count, maximum, sum and difference. The truth is
 computed from the rows as they are shown.
 """
 
@@ -74,16 +74,16 @@ def _asked(rng: np.random.Generator, facts: Facts, operation: str) -> list[Row] 
 def _solved(operation: str, rows: Sequence[Row], continent: str) -> tuple[str, str, str]:
   """(question, reasoning, answer), the rows taken in the order of the context."""
   if operation == "count":
-    listed = [f"{row.continent}: {row.name} {number}" for number, row in enumerate(rows, start=1)]
+    listed = [f"{row.text} ({number})" for number, row in enumerate(rows, start=1)]
     return f"how many in {continent}?", "\n".join(listed), str(len(rows))
   if operation == "most":
     return f"most people in {continent}?", "\n".join(r.text for r in rows), max(rows, key=lambda r: r.millions).name
   sign = "+" if operation == "sum" else "-"
   first, second = rows if operation == "sum" else sorted(rows, key=lambda row: -row.millions)
   total = first.millions + second.millions if operation == "sum" else first.millions - second.millions
-  steps = [f"in {first.name} {first.millions}M", f"in {second.name} {second.millions}M"]
-  steps.append(f"{first.millions}M {sign} {second.millions}M = {total}M")
-  return f"people in {first.name} {sign} in {second.name}?", "\n".join(steps), f"{total}M"
+  steps = [f"in {first.name} {first.millions}", f"in {second.name} {second.millions}"]
+  steps.append(f"{first.millions} {sign} {second.millions} = {total}")
+  return f"millions in {first.name} {sign} in {second.name}?", "\n".join(steps), str(total)
 
 
 def _page(sheets: Sheets, row: Row, size: int, evidence: bool = False) -> Page:

@@ -31,17 +31,18 @@ def draft(rng: np.random.Generator, facts: Facts, costs: Costs, budget: int) -> 
   question = f"{key} what, at last?"
   room = budget - costs.line(question)
   turns = [f"{key} {value}" for value in values]
-  room -= sum(map(costs.line, turns))
+  size = 1 + lines_per_page(budget, costs.line(turns[-1]))
+  room -= sum(map(costs.line, turns)) + costs.gap
   others: list[str] = []
   while room >= 0:
     line = _other_turn(rng, facts, key, answer)
-    room -= costs.line(line) + 1  # The 1 pays for the empty lines between sessions.
+    opens_session = (len(turns) + len(others)) % size == 0
+    room -= costs.line(line) + opens_session * costs.gap
     others.append(line)
   others = others[:-1]
   if len(others) < 2:
     return None
   dialogue = _interleaved(rng, turns, others)
-  size = 1 + lines_per_page(budget, costs.line(turns[-1]))
   sessions = [dialogue[first : first + size] for first in range(0, len(dialogue), size)]
   where = len(dialogue) - 1 - dialogue[::-1].index(turns[-1])
   pages = [
