@@ -5,11 +5,14 @@ import re
 THINK_START, THINK_END = "<think>", "</think>"
 
 _HEAD = re.compile(
-  r"(?<!wrong )(?<!incorrect )\b(?:answer|(?:correct|right|best|final) (?:option|choice))"
+  r"\b(?:(?:the|my) )?(?:(?:(?:final|correct|right|best) )+(?:answer|option|choice)|(?<!wrong )(?<!incorrect )answer)"
   r"(?: to (?:the|this|your) question)?\s*(?:\bis\b\s*:?|:|=)",
   re.IGNORECASE,
 )
-_LATEX = ((re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"), (re.compile(r"\\[!,;: ]"), ""))
+_LATEX = (
+  (re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"), r"\1"),
+  (re.compile(r"\\[!,;: ]|\\boxed\s*\{\s*\}"), ""),
+)
 
 
 def extract(response: str) -> tuple[str, str]:
@@ -32,8 +35,7 @@ def statements(answer: str) -> list[str]:
   around are taken off. Empty if the answer states nothing in these ways.
   """
   text = plain(answer)
-  found = _boxed(text) or _phrases(text)
-  return [s for s in (trimmed(f) for f in found) if s]
+  return [s for s in map(trimmed, _boxed(text) or _phrases(text)) if s]
 
 
 def plain(text: str) -> str:

@@ -67,9 +67,9 @@ def stated_answer(answer: str) -> str:
 def chosen_letter(answer: str) -> tuple[str, str]:
   """The one option that an answer chooses, and the failure if that is not exactly one: "no_choice", "many_choices".
 
-  Read from its statements ("The correct answer is (B)", boxed) if it makes any, else from "(B)", "B." or "B)" at the
-  start of a line, "option B", else from a bare capital other than the words A and I. Options that are ruled out ("not
-  (A)", "B is wrong") are not counted. Statements that disagree, and letters set side by side, are many choices.
+  Read from its statements ("The correct answer is (B)", boxed) if it makes any: the letter that a statement opens with,
+  unless others adjoin it. Else every letter counts that stands as "(B)", as "B." or "B)" at the start of a line, as
+  "option B", or bare, the words A and I excepted. Options that are ruled out ("not (A)", "B is wrong") do not count.
   """
   stated = statements(answer)
   sets = [_letters(_DENIED.sub(" ", s), committed=True) for s in stated] or [_letters(_DENIED.sub(" ", plain(answer)))]
@@ -149,7 +149,7 @@ def _letters(text: str, committed: bool = False) -> set[str]:
     return set(text.strip(" .()[]").upper()) & set(LETTERS)
   found = {letter.upper() for form in _FORMS for letter in form.findall(text)}
   bare = {match[0] for match in _BARE.finditer(text)}
-  return found | bare if committed else found or bare
+  return found | bare
 
 
 def _is_choice(opening: re.Match[str]) -> bool:
