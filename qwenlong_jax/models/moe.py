@@ -77,7 +77,7 @@ def chosen_experts(
 
 
 def sort_by_expert(experts: Int[Array, "T K"], count: int) -> tuple[Int[Array, "T*K"], Int[Array, "E"]]:
-  """(stable order of the T*K assignments by expert, assignments per expert), by counting: argsort compiles for minutes."""
+  """(stable order of the assignments by expert, assignments per expert), by counting: a sort compiles for minutes."""
   one_hot = jax.nn.one_hot(experts.reshape(-1), count, dtype=jnp.int32)
   sizes = one_hot.sum(0)
   rank = ((jnp.cumsum(one_hot, axis=0) - 1) * one_hot).sum(1)

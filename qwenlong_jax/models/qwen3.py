@@ -1,6 +1,6 @@
 """Qwen3 in Flax NNX, dense and mixture of experts: one decoder for training, prefill and decoding.
 
-Consecutive layers of one kind are stacked and scanned (`runs`): all of them for the published models, several runs where
+Consecutive layers of one kind are stacked and scanned (`runs`): all of them for the published models, several where
 `mlp_only_layers` or `decoder_sparse_step` mix dense and sparse layers.
 
 Letters: B rows, L slots, T = B*L tokens (activations travel flat, [T D]: one matmul per weight), D model width, H query
@@ -176,9 +176,7 @@ class Qwen3(nnx.Module):
 
   def _decoder(self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, caches: list) -> tuple:
     config = self.config
-    inverse, factor = rotary.frequencies(
-      config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
-    )
+    inverse, factor = rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     cos, sin = rotary.angles(positions, inverse, factor)
     x = self.embedding[...][tokens].astype(self.dtype)
     kvs = []
@@ -206,13 +204,13 @@ def runs_of(config: Qwen3Config) -> list[tuple[str, int]]:
 
 
 # Our path below a stacked Block -> Hugging Face's path below `model.layers.N`; "{e}" counts experts.
-_LAYER_NAMES = {
+_LAYER_NAMES: dict[tuple[str, ...], str] = {
   ("attention_norm",): "input_layernorm.weight",
   ("mlp_norm",): "post_attention_layernorm.weight",
   **{("attention", x): f"self_attn.{x}_proj.weight" for x in "qkvo"},
   **{("attention", f"{x}_norm"): f"self_attn.{x}_norm.weight" for x in "qk"},
 }
-_MLP_NAMES = {
+_MLP_NAMES: dict[str, dict[tuple[str, ...], str]] = {
   "dense": {("mlp", x): f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")},
   "moe": {
     ("mlp", "router"): "mlp.gate.weight",

@@ -1,45 +1,31 @@
 """Rotary position embedding, plain or stretched by YaRN (arXiv 2309.00071), as Hugging Face computes it."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qwenlong_jax.models.presets import Yarn
 
-def frequencies(
-  head_dim: int, theta: float, scaling: Mapping[str, Any] | None, max_positions: int
-) -> tuple[Float[np.ndarray, "half"], float]:
-  """(inverse frequencies, factor on cos and sin). `scaling` None is plain RoPE, otherwise YaRN's options."""
+
+def frequencies(head_dim: int, theta: float, yarn: Yarn | None) -> tuple[Float[np.ndarray, "half"], float]:
+  """(inverse frequencies, factor on cos and sin); None is plain RoPE."""
   inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-  if scaling is None:
+  if yarn is None:
     return inverse, 1.0
-  original = scaling.get("original_max_position_embeddings") or max_positions
-  factor = scaling.get("factor") or max_positions / original
 
   def dimension(rotations: float) -> float:
     """The dimension that turns `rotations` times within the original window."""
-    return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+    window = yarn.original_max_position_embeddings
+    return head_dim * math.log(window / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-  low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
-  if scaling.get("truncate", True):
+  low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
+  if yarn.truncate:
     low, high = math.floor(low), math.ceil(high)
   low, high = max(low, 0), min(high, head_dim - 1)
   ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low if high != low else 0.001), 0, 1)
-  inverse = inverse / factor * ramp + inverse * (1 - ramp)
-  return inverse, attention_factor(scaling, factor)
-
-
-def attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
-  """YaRN's temperature on the attention scores, as a factor on cos and sin."""
-  if scaling.get("attention_factor") is not None:
-    return scaling["attention_factor"]
-  scale = lambda m=1.0: 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0  # noqa: E731
-  if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-    return scale(scaling["mscale"]) / scale(scaling["mscale_all_dim"])
-  return scale()
+  return inverse / yarn.factor * ramp + inverse * (1 - ramp), yarn.scale
 
 
 def angles(
