@@ -1,12 +1,13 @@
 """Multiple choice: which of four values is the one that the documents give for a place?
 
-    capital of Peru: Lima          capital of Peru?
-                                   Quito (A)
-    capital of Chad: N'Djamena     Lima (B)
-    ...                            ...              -> B
+    capital of Peru: Lima          capital of Peru? Quito (A) Lima (B) Accra (C) Oslo (D)
+                                   -> capital of Peru: Lima (B)
+    capital of Chad: N'Djamena     -> B
+    ...
 
 The wrong options are values of the same attribute, most of them in the context beside another place. An option comes
-before its letter, so that the letter can be looked up from the value, as the value is from the key.
+before its letter, so that the letter can be looked up from the value, as the value is from the key; and behind a space,
+as values stand in the facts, because a word after a space and one at the start of a line are different tokens.
 """
 
 import numpy as np
@@ -41,8 +42,8 @@ def draft(rng: np.random.Generator, facts: Facts, costs: Costs, budget: int) -> 
     others.append(other)
   options = shuffled(rng, [target.value, *(other.value for other in others)])
   letter = LETTERS[options.index(target.value)]
-  question = "\n".join([f"{target.key}?", *(f"{value} ({name})" for value, name in zip(options, LETTERS))])
-  room = budget - sum(map(costs.line, question.split("\n"))) - costs.page(pages[0])
+  question = " ".join([f"{target.key}?", *(f"{value} ({name})" for value, name in zip(options, LETTERS))])
+  room = budget - costs.line(question) - costs.page(pages[0])
   near: list[Page] = []
   room = fill(near, (sheets.page(other) for other in others), room, costs)
   if not near:
