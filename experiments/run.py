@@ -1,0 +1,192 @@
+"""Runs an experiment: reads a config and hands it to the stages. The same command again goes on where it stopped.
+
+  python experiments/run.py --config=tiny.py --workdir=DIR
+  python experiments/run.py --config=tiny.py --config.optimizer.learning_rate=1e-4
+  python experiments/run.py --config=file.py:argument --print_config
+
+A config file is looked for in the current folder, then beside this file. Without --workdir, runs/<config's name>.
+"""
+
+import difflib
+import json
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+HERE = Path(__file__).resolve().parent
+# Says how to come back from damage, not what is computed: it may change when a run goes on.
+MAY_DIFFER = {"checkpoint.allow_previous"}
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config()")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of all that the run writes; by default runs/<config's name>")
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "print the resolved config as JSON and exit")
+
+
+def main(arguments: list[str]) -> int:
+  if len(arguments) > 1:
+    return _fail(f"unexpected argument {arguments[1]!r}; settings are given as --config.name=value")
+  try:
+    resolved = as_json(CONFIG.value)
+    if PRINT_CONFIG.value:
+      print(json.dumps(resolved, indent=2))
+      return 0
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(WORKDIR.value or default_workdir(file)).absolute()
+    resumes = settle(workdir, resolved)
+  except (ValueError, OSError) as error:
+    return _fail(str(error))
+  print(f"{'going on in' if resumes else 'starting in'} {workdir}", flush=True)
+  log = workdir / "error.log"
+  log.unlink(missing_ok=True)
+  try:
+    # Not at the top: importing JAX takes seconds, and a misspelt key shall not wait for it.
+    from qwenlong_jax.stages import recipe
+
+    recipe.run(CONFIG.value, workdir)
+  except KeyboardInterrupt:
+    print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    return 130
+  except (ValueError, OSError) as error:
+    log.write_text(traceback.format_exc())
+    return _fail(f"{error} (traceback in {log})")
+  except Exception:
+    log.write_text(traceback.format_exc())
+    raise
+  return 0
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+  """absl's parsing, after the config file is found and each --config.key is known to exist."""
+  try:
+    arguments, file = _with_config_found(arguments)
+    _check_overrides(arguments, file)
+    return flags.FLAGS(arguments)
+  except (flags.Error, ValueError, OSError) as error:
+    sys.exit(_fail(str(error)))
+
+
+def find_config(name: str) -> Path:
+  """The config file `name`: in the current folder, else beside run.py."""
+  for path in (Path(name), HERE / name):
+    if path.is_file():
+      return path
+  there = sorted(path.name for path in HERE.glob("*.py") if path.name != "run.py")
+  close = difflib.get_close_matches(name, there, 1)
+  hint = f"did you mean {close[0]}? " if close else ""
+  raise FileNotFoundError(
+    f"no config file {name} in {Path.cwd()} or {HERE}; {hint}Beside run.py: {', '.join(there) or 'none'}"
+  )
+
+
+def default_workdir(config: str) -> Path:
+  file, _, argument = config.partition(":")
+  return Path("runs") / re.sub(r"[^\w.=-]+", "-", Path(file).stem + (f"-{argument}" if argument else ""))
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+  """The config as plain JSON values, as it will be read back from config.json."""
+  try:
+    return json.loads(json.dumps(config.to_dict(), sort_keys=True))
+  except TypeError as error:
+    raise ValueError(f"a config holds None, bool, int, float, str, lists and dicts only: {error}") from error
+
+
+def settle(workdir: Path, resolved: dict[str, Any]) -> bool:
+  """Makes the workdir this config's own: writes config.json, or compares with the one that is there.
+
+  Returns:
+    Whether a run with this config has been here before.
+
+  Raises:
+    ValueError: the workdir belongs to other settings.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / "config.json"
+  written = {file.name for file in workdir.iterdir()} - {"error.log", "config.json"}
+  if path.exists() and written:
+    differences = _differences(path, resolved)
+    if differences:
+      raise ValueError(
+        f"{workdir} holds a run of other settings; use another --workdir or the same settings. "
+        f"They differ in {differences}"
+      )
+    return True
+  partial = workdir / f"config.json.{os.getpid()}"
+  partial.write_text(json.dumps(resolved, indent=2) + "\n")
+  partial.replace(path)
+  return False
+
+
+def _differences(path: Path, resolved: dict[str, Any]) -> str:
+  try:
+    there = flatten(json.loads(path.read_text()))
+  except (json.JSONDecodeError, AttributeError) as error:
+    raise ValueError(f"{path} is not a saved config ({error}); remove it or use another --workdir") from error
+  now = flatten(resolved)
+  differ = sorted(key for key in {*there, *now} - MAY_DIFFER if _show(there, key) != _show(now, key))
+  return "; ".join(f"config.{key} ({_show(there, key)} there, {_show(now, key)} now)" for key in differ)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dicts as one, with dotted keys."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+  return flat
+
+
+def _with_config_found(arguments: list[str]) -> tuple[list[str], str]:
+  """The arguments with the config's path resolved (as one --config=path), and that path with its :argument."""
+  for n, argument in enumerate(arguments):
+    given = re.fullmatch(r"--?config(?:=(.*))?", argument)
+    if given:
+      separate = given[1] is None
+      value = given[1] if not separate else arguments[n + 1] if n + 1 < len(arguments) else ""
+      name, colon, extra = (value or "").partition(":")
+      if not name:
+        break
+      file = f"{find_config(name)}{colon}{extra}"
+      return [*arguments[:n], f"--config={file}", *arguments[n + 1 + separate :]], file
+  if {"--help", "--helpshort", "-help", "-h", "--helpfull"} & set(arguments):
+    return arguments, ""
+  raise ValueError("no config; say for example --config=tiny.py")
+
+
+def _check_overrides(arguments: list[str], file: str) -> None:
+  """Raises ValueError if a --config.key is not one of the config's, naming the nearest."""
+  keys = [found[1] for found in (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in arguments) if found]
+  if not keys:
+    return
+  alone = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", flag_values=alone, sys_argv=[""])
+  alone(["run.py", f"--config={file}"])
+  settings = list(flatten(holder.value.to_dict()))
+  groups = {".".join(name.split(".")[:n]) for name in settings for n in range(1, name.count(".") + 1)}
+  for key in keys:
+    if key.split("[")[0] not in {*settings, *groups}:
+      same_ending = [name for name in settings if name.split(".")[-1] == key.split(".")[-1]]
+      close = difflib.get_close_matches(key, [*settings, *sorted(groups)], 1) or same_ending
+      top = dict.fromkeys(name.split(".")[0] for name in settings)
+      hint = f"did you mean config.{close[0]}?" if close else f"config has {', '.join(top)}"
+      raise ValueError(f"unknown key config.{key}; {hint}")
+
+
+def _show(flat: dict[str, Any], key: str) -> str:
+  return json.dumps(flat[key]) if key in flat else "not set"
+
+
+def _fail(message: str) -> int:
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  # What a library's half-read files have to say when the interpreter closes would follow the error and hide it.
+  sys.unraisablehook = lambda _: None
+  return 1
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse_flags)
