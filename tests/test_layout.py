@@ -1,0 +1,99 @@
+import runpy
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"qwenlong_jax": "qwenlong_jax", "kernels": "qwenlong_jax.kernels", "data": "qwenlong_jax.data"}
+
+
+def source_files() -> dict[str, Path]:
+  """Every file of the three source folders, by the path that an installed copy gives it."""
+  # rglob does not go through the links to kernels/ and data/.
+  paths = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+  paths = [path for path in paths if "__pycache__" not in path.parts]
+  return {str(Path(*FOLDERS[path.parts[0]].split("."), *path.parts[1:])): path for path in paths}
+
+
+@pytest.fixture
+def setup(monkeypatch) -> dict[str, Any]:
+  """What setup.py hands to setuptools."""
+  given: dict[str, Any] = {}
+  monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+  monkeypatch.chdir(ROOT)
+  runpy.run_path("setup.py")
+  return given
+
+
+def test_every_source_folder_is_a_package_inside_qwenlong_jax(setup):
+  wanted = {str(Path(name).parent).replace("/", ".") for name in source_files() if name.endswith(".py")}
+  assert set(setup["packages"]) == wanted
+  assert all(package.split(".")[0] == "qwenlong_jax" for package in setup["packages"])
+  assert setup["package_dir"] == {package: folder for folder, package in FOLDERS.items()}
+
+
+def test_every_folder_with_code_has_an_init():
+  folders = {path.parent for path in source_files().values() if path.suffix == ".py"}
+  assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
+
+
+def test_the_links_beside_the_code_lead_to_the_top_level_folders():
+  for name in ("kernels", "data"):
+    link = ROOT / "qwenlong_jax" / name
+    assert link.is_symlink() and link.resolve() == ROOT / name
+
+
+LOOK_UP = """
+import importlib.util
+for name in ("qwenlong_jax", "qwenlong_jax.kernels", "qwenlong_jax.data", "kernels", "data"):
+  spec = importlib.util.find_spec(name)
+  print(name, spec.origin if spec else None)
+"""
+
+
+def look_up(folder: Path, path: str = "") -> dict[str, Path | None]:
+  """Where an interpreter started in `folder` finds the modules, `path` put before its own."""
+  environment = {"PYTHONPATH": path} if path else {}
+  found = subprocess.run(
+    [sys.executable, "-c", LOOK_UP], cwd=folder, env=environment, capture_output=True, text=True, check=True
+  )
+  pairs = [line.split(" ", 1) for line in found.stdout.splitlines()]
+  return {name: None if place == "None" else Path(place).resolve() for name, place in pairs}
+
+
+def test_this_install_imports_both_folders_under_the_package_only(tmp_path):
+  found = look_up(tmp_path)
+  assert found["qwenlong_jax"] == ROOT / "qwenlong_jax/__init__.py"
+  assert found["qwenlong_jax.kernels"] == ROOT / "kernels/__init__.py"
+  assert found["qwenlong_jax.data"] == ROOT / "data/__init__.py"
+  for name in ("kernels", "data"):
+    place = found[name]
+    assert place is None or ROOT not in place.parents, f"a global module {name} from {place}"
+
+
+@pytest.mark.slow
+def test_a_plain_install_holds_every_source_file(tmp_path):
+  checkout = tmp_path / "checkout"
+  checkout.mkdir()
+  for name in ("setup.py", "pyproject.toml"):
+    shutil.copy(ROOT / name, checkout)
+  for folder in FOLDERS:
+    shutil.copytree(ROOT / folder, checkout / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+  pip = [sys.executable, "-m", "pip"]
+  subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, checkout], check=True)
+  (wheel,) = tmp_path.glob("*.whl")
+  packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+  assert packed == set(source_files())
+
+  installed = tmp_path / "installed"
+  subprocess.run([*pip, "install", "--quiet", "--no-deps", "--target", installed, wheel], check=True)
+  found = look_up(tmp_path, path=str(installed))
+  assert found["qwenlong_jax.kernels"] == installed / "qwenlong_jax/kernels/__init__.py"
+  assert found["qwenlong_jax.data"] == installed / "qwenlong_jax/data/__init__.py"
+  assert installed not in [place.parents[1] for name in ("kernels", "data") if (place := found[name])]
