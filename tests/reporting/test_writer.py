@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +139,8 @@ def test_durations_read_like_a_clock():
     "3h 20m",
     "2d 04h",
   ]
+
+
+def test_importing_the_package_draws_in_neither_matplotlib_nor_tensorboard():
+  code = "import sys, qwenlong_jax.reporting; print({'matplotlib', 'tensorboardX', 'jinja2'} & set(sys.modules))"
+  assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
