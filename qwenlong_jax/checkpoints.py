@@ -273,5 +273,8 @@ def _plain(value: Any, path: str) -> Any:
   raise ValueError(f"{path} is {value!r}; host values are None, bool, int, float, str, lists and dicts with str keys")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+  """The innermost cause in one line: the outer ones repeat it amid pages of TensorStore's options."""
+  while error.__cause__ is not None:
+    error = error.__cause__
   return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"

@@ -1,3 +1,4 @@
+import gc
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from qwenlong_jax.checkpoints import Checkpoints, DamagedCheckpoint, _checksum
 
-# Reads of damaged files that TensorStore has abandoned complain when they are collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 HOST = {"latch": 1, "stage": "rl-1", "data": {"next_index": 40, "parents": [{"next_index": 3}]}, "tau": 0.1 + 0.2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def abandoned_reads():
+  """Reads of damaged files that TensorStore gave up complain when they are collected: here, not after the last test."""
+  yield
+  gc.collect()
 
 
 def some_state(seed: int) -> dict[str, Any]:
