@@ -1,6 +1,7 @@
 """Random tiny Qwen3 models of transformers, and models of ours with given weights."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +46,19 @@ def compute_logits(config, params, tokens, positions=None, segments=None):
   tokens = jnp.asarray(tokens)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
   segments = jnp.zeros_like(tokens) if segments is None else segments
+  return np.asarray(compiled(config)(params, tokens, jnp.asarray(positions), jnp.asarray(segments)))
+
+
+@functools.cache
+def compiled(config):
+  """The forward pass of one configuration; kept, so that tests of equal shapes compile once."""
 
   @jax.jit
   def run(params, tokens, positions, segments):
     model = model_with(config, params)
     return model.logits(model(tokens, positions, segments))
 
-  return np.asarray(run(params, tokens, jnp.asarray(positions), jnp.asarray(segments)))
+  return run
 
 
 @pytest.fixture(scope="session")
