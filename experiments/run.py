@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +42,8 @@ def main(arguments: list[str]) -> int:
   except (ValueError, OSError) as error:
     return _fail(str(error))
   print(f"{'going on in' if resumes else 'starting in'} {workdir}", flush=True)
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
   log = workdir / "error.log"
   log.unlink(missing_ok=True)
   try:

@@ -1,4 +1,8 @@
-"""Block after block of queries, scores recomputed in the backward pass: for CPU and GPU, and wherever Pallas does not run."""
+"""Row after row and block after block of queries, probabilities recomputed in the backward pass from their log-sum-exp:
+for CPU and GPU, and wherever Pallas does not run.
+
+A tile's scores are [K, rep*q, L] (the query heads of one key-value head are one tall matrix), small enough for a cache.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +13,7 @@ from qwenlong_jax.kernels.flash_attention.reference import NEGATIVE, visible
 BLOCK = 512  # queries whose scores exist at a time
 
 
+@jax.custom_vjp
 def attention(
   q: Float[Array, "B L H D"],
   k: Float[Array, "B L K D"],
@@ -16,37 +21,91 @@ def attention(
   segment: Int[Array, "B L"],
   position: Int[Array, "B L"],
 ) -> Float[Array, "B L H D"]:
-  """Memory O(L * BLOCK). The heads of one key-value head are one tall matrix, so that every product is batched 3-D."""
-  b, l, h, d = q.shape
-  kv = k.shape[2]
-  rows = jnp.moveaxis((q * d**-0.5).reshape(b, l, kv, h // kv, d), 1, 3)  # [B K rep L D]
-  keys, values = (jnp.moveaxis(x, 1, 2).reshape(b * kv, l, d) for x in (k, v))
+  """Memory O(L * BLOCK), never O(L^2)."""
+  return _forward(q, k, v, segment, position)[0]
 
-  def block(rows: Array, segment_q: Array, position_q: Array) -> Array:
-    size = rows.shape[3]
-    mask = visible(segment_q, position_q, segment, position)  # [B q L]
-    scores = jnp.matmul(
-      rows.reshape(b * kv, -1, d), keys.mT, preferred_element_type=jnp.float32
-    ).reshape(b, kv, h // kv, size, l)
-    scores = jnp.where(mask[:, None, None], scores, NEGATIVE)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-    # A row that sees nothing has scores all NEGATIVE, hence weights all 1: `seen` takes it to 0.
-    seen = mask.any(-1)[:, None, None, :, None]
-    weights = (weights * (seen / weights.sum(-1, keepdims=True))).astype(v.dtype)
-    return jnp.matmul(weights.reshape(b * kv, -1, l), values).reshape(rows.shape)
 
-  if l <= BLOCK:
-    out = block(rows, segment, position)
-  else:
-    pad = -l % BLOCK
-    cut = lambda x, axis, value: jnp.moveaxis(  # noqa: E731
-      jnp.pad(x, [(0, pad if i == axis else 0) for i in range(x.ndim)], constant_values=value).reshape(
-        *x.shape[:axis], -1, BLOCK, *x.shape[axis + 1 :]
-      ),
-      axis,
-      0,
-    )
-    blocks = (cut(rows, 3, 0), cut(segment, 1, -1), cut(position, 1, 0))
-    out = jax.lax.map(lambda args: jax.checkpoint(block)(*args), blocks)  # [n B K rep BLOCK D]
-    out = jnp.moveaxis(out, 0, 3).reshape(b, kv, h // kv, l + pad, d)[:, :, :, :l]
-  return jnp.moveaxis(out, 3, 1).reshape(b, l, h, d).astype(q.dtype)
+def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple[Array, tuple]:
+  def row(args: tuple) -> tuple[Array, Array]:
+    q, k, v, segment, position = args
+
+    def block(args: tuple) -> tuple[Array, Array]:
+      scores = _scores(args, k, segment, position)
+      top = scores.max(-1, keepdims=True)
+      weights = jnp.exp(scores - top)
+      total = weights.sum(-1, keepdims=True)
+      # Where nothing is seen all scores are NEGATIVE: such a slot gives 0, and its lse makes every weight 0 again.
+      seen = top > NEGATIVE / 2
+      out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) * (seen / total)
+      return out.astype(v.dtype), jnp.where(seen, top + jnp.log(total), 0.0)
+
+    return jax.lax.map(block, (q, *_blocks(segment, position, -1)))
+
+  tiles = _tiles(q, k, v)
+  out, lse = jax.lax.map(row, (*tiles, segment, position))
+  return _untile(out, q), (*tiles, segment, position, out, lse)
+
+
+def _backward(residuals: tuple, gradient: Float[Array, "B L H D"]) -> tuple:
+  def row(args: tuple) -> tuple[Array, Array, Array]:
+    q, k, v, segment, position, out, lse, g = args
+
+    def block(totals: tuple[Array, Array], args: tuple) -> tuple[tuple[Array, Array], Array]:
+      q, segment_q, position_q, out, lse, g = args
+      weights = jnp.exp(_scores((q, segment_q, position_q), k, segment, position) - lse)
+      delta = (g.astype(jnp.float32) * out).sum(-1, keepdims=True)
+      ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=jnp.float32) - delta)
+      weights, ds = weights.astype(v.dtype), ds.astype(v.dtype)
+      dk, dv = (
+        total + jnp.matmul(x.mT, y, preferred_element_type=jnp.float32) for total, x, y in zip(totals, (ds, weights), (q, g))
+      )
+      return (dk, dv), jnp.matmul(ds, k)
+
+    zeros = jnp.zeros_like(k, jnp.float32)
+    (dk, dv), dq = jax.lax.scan(block, (zeros, zeros), (q, *_blocks(segment, position, -1), out, lse, g))
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
+
+  *tiles, segment, position, out, lse = residuals
+  heads, (b, l, h, d) = tiles[1].shape[1], gradient.shape
+  g = _query_tiles(gradient, heads)
+  dq, dk, dv = jax.lax.map(row, (*tiles, segment, position, out, lse, g))
+  dq = _untile(dq, gradient) * d**-0.5
+  return dq.astype(gradient.dtype), jnp.moveaxis(dk, 1, 2), jnp.moveaxis(dv, 1, 2), None, None
+
+
+attention.defvjp(_forward, _backward)
+
+
+def _tiles(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+  """q scaled as [B blocks K rep*q D]; k and v as [B K L D]."""
+  return _query_tiles(q * q.shape[-1] ** -0.5, k.shape[2]), jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+
+
+def _query_tiles(x: Float[Array, "B L H D"], heads: int) -> Float[Array, "B blocks K M D"]:
+  b, l, h, d = x.shape
+  size = min(BLOCK, l)
+  x = jnp.pad(x, ((0, 0), (0, -l % size), (0, 0), (0, 0))).reshape(b, -1, size, heads, h // heads, d)
+  return jnp.moveaxis(x, 2, 4).reshape(b, -1, heads, h // heads * size, d)
+
+
+def _untile(x: Float[Array, "B blocks K M D"], like: Float[Array, "B L H D"]) -> Float[Array, "B L H D"]:
+  b, l, h, d = like.shape
+  size, heads = min(BLOCK, l), x.shape[2]
+  x = jnp.moveaxis(x.reshape(b, -1, heads, h // heads, size, d), 4, 2)
+  return x.reshape(b, -1, h, d)[:, :l]
+
+
+def _blocks(segment: Int[Array, "L"], position: Int[Array, "L"], padding: int) -> tuple[Array, Array]:
+  """Segments and positions of the query blocks, [blocks q]."""
+  size = min(BLOCK, len(segment))
+  cut = lambda x: jnp.pad(x, (0, -len(x) % size), constant_values=padding).reshape(-1, size)  # noqa: E731
+  return cut(segment), cut(position)
+
+
+def _scores(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
+  q, segment_q, position_q = queries
+  mask = visible(segment_q[None], position_q[None], segment[None], position[None])
+  # The barrier keeps XLA from evaluating the mask again in each loop over the scores, for each head.
+  bias = jax.lax.optimization_barrier(jnp.where(mask, 0.0, NEGATIVE))
+  scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
+  return (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)

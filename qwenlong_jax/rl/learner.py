@@ -73,7 +73,7 @@ class Learner:
     self.graph, self._abstract_params = nnx.split(abstract)
     self._create = jax.jit(self._initial, out_shardings=rules.shardings(self.abstract_state(), mesh))
     self._update = jax.jit(self._step, donate_argnums=0)
-    self._stats = jax.jit(self._token_stats)
+    self._stats = jax.jit(self._token_stats, static_argnums=2)
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the state, for creating and restoring it."""
@@ -97,9 +97,14 @@ class Learner:
   def _with_params(self, params: PyTree) -> TrainState:
     return TrainState(step=jnp.int32(0), params=params, optimizer=self.optimizer.init(params))
 
-  def token_stats(self, state: TrainState, batch: TrainBatch) -> tuple[Float[Array, "N L"], Float[Array, "N L"]]:
-    """(log-probability of each slot's target, entropy of its distribution), float32 nats, before the update (eq. 11)."""
-    return self._stats(state.params, self._put(batch))
+  def token_stats(
+    self, state: TrainState, batch: TrainBatch, temperature: float | None = None
+  ) -> tuple[Float[Array, "N L"], Float[Array, "N L"]]:
+    """(log-probability of each slot's target, entropy of its distribution), float32 nats, before the update (eq. 11).
+
+    At the learner's temperature unless another is given; 0 in slots that predict nothing.
+    """
+    return self._stats(state.params, self._put(batch), temperature or self.temperature)
 
   def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
     """One optimizer step up the objective sum(weight * ratio) (eq. 4); `state` is donated.
@@ -135,10 +140,10 @@ class Learner:
     specs = (PartitionSpec(), PartitionSpec("data"))
     return jax.shard_map(f, mesh=self.mesh, in_specs=specs, out_specs=outputs)
 
-  def _token_stats(self, params: PyTree, batch: TrainBatch) -> tuple[Array, Array]:
+  def _token_stats(self, params: PyTree, batch: TrainBatch, temperature: float) -> tuple[Array, Array]:
     def one(params: PyTree, micro: TrainBatch) -> tuple[Array, Array]:
       model, hidden = self._hidden(params, micro)
-      stats = token_stats(hidden, model.head_weight(), micro.target.reshape(-1), self.temperature)
+      stats = token_stats(hidden, model.head_weight(), micro.target.reshape(-1), temperature)
       return jax.tree.map(lambda x: jnp.where(micro.sample >= 0, x.reshape(micro.tokens.shape), 0.0), stats)
 
     def local(params: PyTree, batch: TrainBatch) -> tuple[Array, Array]:

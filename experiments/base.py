@@ -1,0 +1,103 @@
+"""Every knob once: its meaning, where the report speaks of it, its value.
+
+Sections and equations are those of the QwenLong-L1.5 report (arXiv 2512.12967). "Not in the report" marks what we chose.
+Experiments import `get_config` and change what they need; a key that is not here cannot be set. Lengths are in tokens.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0  # of parameters, data order and sampling; all numbers follow from it
+
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # devices that share each batch; -1: all there are
+
+  c.model = ConfigDict()
+  c.model.preset = "tiny"  # a name of qwenlong_jax.models.presets; not used with a checkpoint
+  c.model.checkpoint = ""  # Hugging Face folder (config.json, safetensors) to start from; "": random parameters
+  c.model.look_back = False  # a random model starts with first-layer heads on the previous token (models/induction.py)
+  c.model.dtype = "float32"  # of the computation; master parameters are float32
+  c.model.remat = False  # recompute layers in the backward pass: less memory, a third more arithmetic
+
+  c.tokenizer = ConfigDict()
+  c.tokenizer.path = ""  # folder or sentencepiece model; "": train a small BPE on the tasks' texts
+  c.tokenizer.vocab_size = 512  # of that small BPE
+
+  c.data = ConfigDict()
+  c.data.examples = 2000  # generated per task and stage
+  c.data.shards = 1  # files per task
+  c.data.workers = 0  # processes that read ahead
+
+  c.warmstart = ConfigDict()  # supervised fine-tuning on worked solutions; the report starts from a trained model
+  c.warmstart.steps = 0
+  c.warmstart.prompt_tokens = 80  # context and question; the chat template comes on top
+  c.warmstart.rows = 32  # packed rows in a step
+  c.warmstart.row_slots = 160  # tokens in a row
+  c.warmstart.learning_rate = 5e-3
+  c.warmstart.warmup_steps = 50  # then a cosine to a tenth
+
+  c.stages = ConfigDict()  # of reinforcement learning, in the order of their names (section 4.1)
+
+  c.batch = ConfigDict()
+  c.batch.prompts = 128  # section 4.2 says 128; whether of prompts or samples is not in the report: prompts
+  c.batch.group = 8  # responses to each prompt, G (section 4.2)
+  c.batch.micro_rows = 0  # rows (a prompt and its G responses) per device at a time; 0: all
+
+  c.sampling = ConfigDict()
+  c.sampling.temperature = 0.7  # section 4.2
+  c.sampling.top_p = 0.95  # section 4.2
+
+  c.optimizer = ConfigDict()  # AdamW, constant learning rate
+  c.optimizer.learning_rate = 2e-6  # section 4.2
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.999  # not in the report
+  c.optimizer.weight_decay = 0.0  # not in the report
+  c.optimizer.max_norm = 0.0  # clip the gradient's global norm; 0: never. Not in the report
+  c.optimizer.nonfinite_limit = 5  # steps in a row skipped for NaN or inf before the run stops
+
+  c.advantage = ConfigDict()
+  c.advantage.scope = "task"  # std over: "task" (eq. 7), "group" (GRPO, eq. 3), "batch", "mean" (no std, Dr. GRPO)
+  c.advantage.ddof = 1  # of the std; not in the report
+
+  c.clipping = ConfigDict()  # of negative gradients (eqs. 8, 9; Table 4)
+  c.clipping.mode = "none"  # or token_high (eq. 8), sequence_high (eq. 9), token_low, sequence_low
+  c.clipping.tau = 0.0  # nats; not in the report
+
+  c.aepo = ConfigDict()  # section 4.4
+  c.aepo.mode = "paper"  # the latch; or "off", "stateless_high", "readme" (the published snippet)
+  c.aepo.low = 0.1  # nats; not in the report, where the 30B's entropy moved between 0.10 and 0.30
+  c.aepo.high = 0.3
+  # The latch starts at 0: not in the report.
+
+  c.entropy = ConfigDict()
+  c.entropy.temperature = 0.0  # at which eq. 11 is taken; 0: the sampling one. Not in the report
+
+  c.loss = ConfigDict()
+  c.loss.normalizer = "group"  # response tokens of: "group" (eq. 4), "batch" (DAPO), "sequence" (GRPO)
+  c.loss.drop = False  # True: masked samples leave the normaliser
+  c.loss.clip_low = 0.0  # off-policy ratio clipping below 1 - clip_low; 0: none (strictly on-policy, section 4.2)
+  c.loss.clip_high = 0.0  # likewise above 1 + clip_high
+  c.loss.truncate = 0.0  # truncated importance sampling at this ratio; 0: none
+
+  c.rewards = ConfigDict()
+  c.rewards.shuffle = False  # a control: rewards are dealt to the batch's samples at random
+
+  c.evaluation = ConfigDict()
+  c.evaluation.prompts = 40  # held-out prompts per task
+  c.evaluation.group = 8  # responses to each
+  c.evaluation.split = "test"
+  c.evaluation.prompt_tokens = (80,)  # an equal share of the prompts at each length
+  c.evaluation.response_tokens = 48
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 50  # steps
+  c.checkpoint.keep = 2
+  c.checkpoint.allow_previous = False  # where the newest is damaged, go on from the one before it
+  return c
+
+
+def stage(steps: int, prompt_tokens: int, response_tokens: int) -> ConfigDict:
+  """A stage of reinforcement learning: prompts of up to `prompt_tokens` (the chat template comes on top)."""
+  return ConfigDict({"steps": steps, "prompt_tokens": prompt_tokens, "response_tokens": response_tokens})

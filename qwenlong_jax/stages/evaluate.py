@@ -1,0 +1,89 @@
+"""Sampled rewards on held-out prompts, with intervals, and transcripts to read."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from qwenlong_jax.data import loading
+from qwenlong_jax.evaluation.metrics import summarize
+from qwenlong_jax.rl.learner import Learner
+from qwenlong_jax.rollout.engine import Engine
+from qwenlong_jax.rollout.weights import for_decoding
+from qwenlong_jax.stages.reinforce import rewards_of, sampling_of, score
+from qwenlong_jax.stages.setup import Workshop, data_folder, prompt_slots, tokenize
+from qwenlong_jax.types import TASKS, Example, Rollout, Score
+
+# Responses per task and prompt length whose text is kept.
+TRANSCRIPTS = 4
+
+
+def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: int, number: int) -> None:
+  """Samples and scores every held-out prompt once, unless this evaluation is on disk already."""
+  folder = shop.workdir / "evaluation"
+  path = folder / f"{number:02d}-{name}.json"
+  if path.exists():
+    return
+  folder.mkdir(exist_ok=True)
+  settings = shop.config.evaluation
+  engine = Engine(learner.graph, shop.mesh)
+  weights = for_decoding(params, shop.mesh)
+  sampling = sampling_of(shop, settings.response_tokens)
+  # The same noise at every evaluation: differences between two of them are then of the policies.
+  key = jax.random.fold_in(jax.random.key(shop.config.seed), 2**31 - 1)
+  rewards: dict[str, list[np.ndarray]] = {task: [] for task in TASKS}
+  transcripts: list[dict] = []
+  for prompt_tokens in settings.prompt_tokens:
+    count = settings.prompts // len(settings.prompt_tokens)
+    examples = loading.read_all(data_folder(shop, settings.split, prompt_tokens, count))
+    slots = prompt_slots(shop, prompt_tokens)
+    for index in range(0, len(examples), count):
+      chunk = examples[index : index + count]
+      padded = chunk + chunk[:1] * (-len(chunk) % shop.mesh.shape["data"])
+      sampled = engine.generate(
+        weights,
+        tokenize(shop, padded, slots),
+        jax.random.fold_in(jax.random.fold_in(key, prompt_tokens), index),
+        group=settings.group,
+        sampling=sampling,
+      )
+      sampled = jax.tree.map(lambda x, n=len(chunk): x[:n] if x.ndim else x, jax.device_get(sampled))
+      scores = score(shop, chunk, sampled)
+      for example, reward in zip(chunk, rewards_of(scores), strict=True):
+        rewards[example.task].append(reward)
+      transcripts += [
+        transcript(shop, example, sampled, scores, row) for row, example in enumerate(chunk[:TRANSCRIPTS])
+      ]
+  summary = {"name": name, "stage": name, "step": step, **summarize({task: np.stack(r) for task, r in rewards.items()})}
+  lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in transcripts)
+  write(path.with_suffix(".transcripts.jsonl"), lines)
+  write(path, json.dumps(summary) + "\n")
+  overall = summary["overall"]
+  print(f"evaluation {name}: reward {overall['mean']:.3f} [{overall['low']:.3f} {overall['high']:.3f}]  " + "  ".join(
+    f"{task} {entry['mean']:.2f}" for task, entry in summary["tasks"].items()
+  ), flush=True)
+
+
+def transcript(shop: Workshop, example: Example, sampled: Rollout, scores: list[list[Score]], row: int) -> dict:
+  """The first response to an example, to be read by a person."""
+  first = scores[row][0]
+  return {
+    "id": example.id,
+    "task": example.task,
+    "context": example.context,
+    "question": example.question,
+    "response": shop.tokenizer.response_text(sampled.tokens[row, 0, : sampled.length[row, 0]]),
+    "answer": first.answer,
+    "gold": example.answer,
+    "reward": first.reward,
+    "failure": first.failure,
+  }
+
+
+def write(path: Path, text: str) -> None:
+  """All of the file or nothing."""
+  temporary = path.with_name(path.name + ".partial")
+  temporary.write_text(text)
+  temporary.replace(path)

@@ -1,0 +1,177 @@
+"""The reinforcement loop (sections 2.2, 4.2-4.4): sample, score, weigh, learn; one gradient step per batch.
+
+Letters: P prompts, G responses to each, R response slots.
+"""
+
+from collections import Counter
+from contextlib import closing
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from qwenlong_jax import rewards
+from qwenlong_jax.data import loading
+from qwenlong_jax.rl import advantages, aepo, clipping, loss, packing
+from qwenlong_jax.rl.learner import Learner, Ratio, TrainState
+from qwenlong_jax.rollout.engine import Engine, Sampling
+from qwenlong_jax.rollout.weights import for_decoding
+from qwenlong_jax.stages.session import Session
+from qwenlong_jax.stages.setup import Workshop, data_folder, prompt_slots, tokenize
+from qwenlong_jax.types import TASKS, Example, Rollout, Score, TrainBatch
+
+
+def make_learner(shop: Workshop) -> Learner:
+  """AdamW at a constant learning rate (section 4.2)."""
+  config = shop.config
+  settings = config.optimizer
+  optimizer = optax.adamw(settings.learning_rate, b1=settings.b1, b2=settings.b2, weight_decay=settings.weight_decay)
+  if settings.max_norm:
+    optimizer = optax.chain(optax.clip_by_global_norm(settings.max_norm), optimizer)
+  ratio = Ratio(config.loss.clip_low or None, config.loss.clip_high or None, config.loss.truncate or None)
+  return Learner(
+    shop.create,
+    optimizer,
+    shop.mesh,
+    temperature=config.sampling.temperature,
+    micro_rows=config.batch.micro_rows or None,
+    ratio=ratio,
+  )
+
+
+def sampling_of(shop: Workshop, response_tokens: int) -> Sampling:
+  settings = shop.config.sampling
+  return Sampling(settings.temperature, settings.top_p, response_tokens, shop.tokenizer.stop_ids, shop.tokenizer.pad_id)
+
+
+def train(
+  shop: Workshop, session: Session, learner: Learner, state: TrainState, *, name: str, number: int, first: int
+) -> TrainState:
+  """Steps `state.step`.. of the stage `name`, the run's `number`-th, whose first step is `first` in the run's count."""
+  config, carry = shop.config, session.carry
+  stage, group = config.stages[name], config.batch.group
+  band = aepo.Band(config.aepo.low, config.aepo.high)
+  engine = Engine(learner.graph, shop.mesh)
+  sampling, slots = sampling_of(shop, stage.response_tokens), prompt_slots(shop, stage.prompt_tokens)
+  key = jax.random.fold_in(jax.random.key(config.seed), number)
+  folder = data_folder(shop, "train", stage.prompt_tokens, config.data.examples)
+
+  with closing(loading.load(folder, config.batch.prompts, config.seed + number, workers=config.data.workers)) as tasks:
+    if carry.iterator is not None:
+      tasks.set_state(carry.iterator)
+    for index in range(int(state.step), stage.steps):
+      # 1-3. A task-balanced batch, and G responses to each of its prompts.
+      examples = next(tasks)
+      carry.iterator = tasks.get_state()
+      task = np.array([TASKS.index(example.task) for example in examples])
+      weights = for_decoding(state.params, shop.mesh)
+      sampled = engine.generate(
+        weights, tokenize(shop, examples, slots), jax.random.fold_in(key, index), group=group, sampling=sampling
+      )
+      sampled = jax.device_get(sampled)
+
+      # 4-5. Rewards, and each sample's advantage over the global batch (eq. 7).
+      scores = score(shop, examples, sampled)
+      reward = dealt(rewards_of(scores), config, first + index)
+      valid = np.ones(reward.shape, bool)
+      advantage = advantages.advantages(reward, task, valid, config.advantage.scope, config.advantage.ddof)
+
+      # 6-7. Rows with the prompt once, and the entropy of the policy before the update (eq. 11).
+      mask = packing.response_mask(sampled)
+      batch = packing.shared_prefix(sampled, shop.tokenizer.pad_id)
+      logprob, token_entropy = token_stats(learner, state, batch, mask, config.entropy.temperature)
+      entropy = aepo.batch_entropy(token_entropy.reshape(-1, mask.shape[2]), mask.reshape(-1, mask.shape[2]))
+
+      # 8. The latch, then what each token weighs in the objective (eqs. 4, 8, 9; section 4.4).
+      carry.latch, _ = aepo.latch(carry.latch, entropy, band)
+      mode = config.aepo.mode
+      keep = np.ones(reward.shape, bool) if mode == "off" else aepo.keep(advantage, carry.latch, entropy, band, mode)
+      indicator = clipping.indicator(
+        advantage.reshape(-1),
+        token_entropy.reshape(-1, mask.shape[2]),
+        mask.reshape(-1, mask.shape[2]),
+        config.clipping.mode,
+        config.clipping.tau,
+      ).reshape(mask.shape)
+      weight = loss.token_weights(advantage, indicator, keep, mask, config.loss.normalizer, config.loss.drop)
+
+      # 9-10. One optimizer step; then the record.
+      state, update = learner.update(state, packing.with_weights(batch, weight, mask))
+      update = jax.device_get(update)
+      session.check_finite(bool(update.finite), config.optimizer.nonfinite_limit)
+      row = record(sampled, scores, reward, task, np.abs(logprob - sampled.logprob)[mask])
+      row |= {
+        "stage": name,
+        "entropy": entropy,
+        "band_low": band.low,
+        "band_high": band.high,
+        "latch": carry.latch,
+        "masked_samples": int((~keep).sum()),
+        "zero_variance_groups": int(advantages.zero_variance_groups(reward, valid).sum()),
+        "loss": float(update.loss),
+        "gradient_norm": float(update.gradient_norm),
+        "learned_tokens": int(update.learned_tokens),
+        "skipped": skipped(weight, bool(update.finite)),
+      }
+      tokens = int(mask.sum() + sampled.prompts.length.sum())
+      session.finish_step(first + index, state, row, tokens, last=index + 1 == stage.steps)
+  return state
+
+
+def score(shop: Workshop, examples: list[Example], sampled: Rollout) -> list[list[Score]]:
+  """Each response's score, [P][G]."""
+  return [
+    [
+      rewards.score(example, shop.tokenizer.response_text(tokens[:length]))
+      for tokens, length in zip(group_tokens, lengths, strict=True)
+    ]
+    for example, group_tokens, lengths in zip(examples, sampled.tokens, sampled.length, strict=True)
+  ]
+
+
+def rewards_of(scores: list[list[Score]]) -> Float[np.ndarray, "P G"]:
+  return np.array([[one.reward for one in group] for group in scores])
+
+
+def dealt(reward: Float[np.ndarray, "P G"], config: ConfigDict, step: int) -> Float[np.ndarray, "P G"]:
+  """The rewards; in the control of `rewards.shuffle`, dealt at random to the batch's samples."""
+  if not config.rewards.shuffle:
+    return reward
+  return np.random.default_rng([config.seed, step]).permutation(reward.reshape(-1)).reshape(reward.shape)
+
+
+def token_stats(
+  learner: Learner, state: TrainState, batch: TrainBatch, mask: np.ndarray, temperature: float
+) -> tuple[Float[np.ndarray, "P G R"], Float[np.ndarray, "P G R"]]:
+  """(log-probability at the sampling temperature, entropy at `temperature`, 0 being the sampling one) per token."""
+  logprob, entropy = jax.device_get(learner.token_stats(state, batch))
+  if temperature:
+    _, entropy = jax.device_get(learner.token_stats(state, batch, temperature))
+  return packing.unpack(batch, logprob, mask), packing.unpack(batch, entropy, mask)
+
+
+def skipped(weight: np.ndarray, finite: bool) -> str:
+  """Why the optimizer did not move, "" if it did."""
+  if not finite:
+    return "nonfinite"
+  return "nothing_to_learn" if loss.nothing_to_learn(weight) else ""
+
+
+def record(
+  sampled: Rollout, scores: list[list[Score]], reward: np.ndarray, task: np.ndarray, gap: np.ndarray
+) -> dict[str, Any]:
+  """What a batch of rollouts looked like; `gap` is |sampler - trainer| of every sampled token's log-probability."""
+  failures = Counter(one.failure for group in scores for one in group if one.failure)
+  return {
+    "reward": float(reward.mean()),
+    "reward_by_task": {TASKS[t]: float(reward[task == t].mean()) for t in np.unique(task)},
+    "response_length": float(sampled.length.mean()),
+    "stopped_fraction": float(sampled.stopped.mean()),
+    "gap_mean": float(gap.mean()),
+    "gap_max": float(gap.max()),
+    "prefill_tokens": int(sampled.prefill_tokens),
+    "failures": dict(failures),
+  }
