@@ -5,7 +5,8 @@ import re
 THINK_START, THINK_END = "<think>", "</think>"
 
 _HEAD = re.compile(
-  r"\b(?:(?:the|my) )?(?:(?:(?:final|correct|right|best) )+(?:answer|option|choice)|(?<!wrong )(?<!incorrect )answer)"
+  r"\b(?:(?:the|my) )?"
+  r"(?:(?:(?:final|correct|right|best) ){1,3}(?:answer|option|choice)|(?<!wrong )(?<!incorrect )answer)"
   r"(?: to (?:the|this|your) question)?\s*(?:\bis\b\s*:?|:|=)",
   re.IGNORECASE,
 )
@@ -52,16 +53,15 @@ def trimmed(text: str) -> str:
 
 
 def _boxed(text: str) -> list[str]:
-  r"""The contents of every \boxed{} whose braces close."""
-  found = []
-  for start in re.finditer(r"\\boxed\s*\{", text):
-    depth = 1
-    for i in range(start.end(), len(text)):
-      depth += {"{": 1, "}": -1}.get(text[i], 0)
-      if depth == 0:
-        found.append(text[start.end() : i])
-        break
-  return found
+  r"""The contents of every \boxed{} whose braces close, in order; of nested ones the innermost."""
+  found: list[tuple[int, int]] = []
+  opened: list[int | None] = []  # where the contents of each open brace's box begin, None for a brace of its own
+  for brace in re.finditer(r"\\boxed\s{0,9}\{|[{}]", text):
+    if brace[0] != "}":
+      opened.append(brace.end() if len(brace[0]) > 1 else None)
+    elif opened and (start := opened.pop()) is not None and not (found and found[-1][0] > start):
+      found.append((start, brace.start()))
+  return [text[start:end] for start, end in found]
 
 
 def _phrases(text: str) -> list[str]:

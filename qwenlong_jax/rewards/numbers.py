@@ -84,6 +84,7 @@ _NUMBER = re.compile(
 _WORD_NUMBER = re.compile(
   rf"(?<![\w-])(?P<word>{'|'.join(_WORDS)})(?![\w-])(?:\s(?P<unit>%|per ?cent\b|[^\W\d_]+\b))?", re.IGNORECASE
 )
+_BEFORE = 80
 _LONGEST = 300  # digits or decimal exponent: what is longer is no quantity, and expensive to compare
 
 
@@ -92,7 +93,7 @@ class Quantity:
   """`value` in the written unit, scale word included; `step` is one unit of the last decimal written (0: no decimals).
 
   `unit` is the word behind the number in lower case, `dimension` what it measures in multiples of `factor`: "" without
-  such a word, "?" where it is no unit we know. `before` is the text in front.
+  such a word, "?" where it is no unit we know. `before` holds the (up to) 80 characters in front.
   """
 
   value: Fraction
@@ -169,13 +170,19 @@ def _read(match: re.Match[str], text: str) -> Quantity | None:
   negative = any(sign and sign[0].lower() in "-−–mn" for sign in (match["sign"], match["sign2"]))
   last_place = Fraction(10) ** (exponent - len(decimals))
   value = int(whole + decimals) * last_place * (-1 if negative else 1)
-  return Quantity(value, last_place if decimals else Fraction(0), unit, *_dimension(unit), text[: match.start()])
+  return Quantity(
+    value,
+    last_place if decimals else Fraction(0),
+    unit,
+    *_dimension(unit),
+    text[max(0, match.start() - _BEFORE) : match.start()],
+  )
 
 
 def _worded(match: re.Match[str], text: str) -> Quantity:
   unit = (match["unit"] or "").lower()
   value = Fraction(_WORDS.index(match["word"].lower()))
-  return Quantity(value, Fraction(0), unit, *_dimension(unit), text[: match.start()])
+  return Quantity(value, Fraction(0), unit, *_dimension(unit), text[max(0, match.start() - _BEFORE) : match.start()])
 
 
 def _dimension(unit: str) -> tuple[str, Fraction]:

@@ -16,26 +16,30 @@ EXTRA_WORDS = 16  # how much longer than the ground truth the stated answer may 
 LONGEST_RATIO = 40  # a needle's answer this many times longer than the needle gets 0: its ratio is below 0.05
 
 _LETTER = rf"[\(\[{{]?(?P<letter>[{LETTERS}])[\)\]}}]?(?![\w'’])"
-_COMMITTED = re.compile(rf"\W*(?:option\s|choice\s|letter\s)?\W*{_LETTER}(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
-_ANOTHER = re.compile(rf"\W*(?:(?:or|and)\b)?\W*(?:option\s|choice\s)?\W*[{LETTERS}](?![\w'’])")
+_COMMITTED = re.compile(
+  rf"\W{{0,9}}(?:option\s|choice\s|letter\s)?\W{{0,9}}{_LETTER}(?P<rest>.*)", re.DOTALL | re.IGNORECASE
+)
+_ANOTHER = re.compile(rf"\W{{0,9}}(?:(?:or|and)\b)?\W{{0,9}}(?:option\s|choice\s)?\W{{0,9}}[{LETTERS}](?![\w'’])")
 _FORMS = (
   re.compile(rf"[\(\[]([{LETTERS}])[\)\]]", re.IGNORECASE),  # (B)
-  re.compile(rf"^\W*([{LETTERS}])[.):](?=\s|$)", re.MULTILINE),  # B. B) B: at the start of a line
+  re.compile(rf"^[^\w\n]{{0,9}}([{LETTERS}])[.):](?=\s|$)", re.MULTILINE),  # B. B) B: at the start of a line
   re.compile(rf"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter)\s+[\"'“]?([{LETTERS}])(?![\w'’])"),  # option B
 )
 # A bare capital; neither the article, nor the pronoun, nor a part of a word or name.
-_BARE = re.compile(r"(?<![\w'’.-])(?:[B-HJ](?!\w|['’.-]\w)|A(?!\w|['’.-]\w|\s+[a-z]))")
+_BARE = re.compile(
+  r"(?<![\w'’.-])(?:[B-HJ](?!\w|['’.-]\w)|A(?!\w|['’.-]\w|\s+(?!(?:or|and|as|is|because|since)\b)[a-z]))"
+)
 _DENIED = re.compile(
   rf"(?:\b(?:not|nor|neither|except|excludes?|rules? out)|n['’]t)\s+(?:be\s+)?(?:option\s+|choice\s+)?"
   rf"[\(\[]?[{LETTERS}][\)\]]?(?![\w'’])|"
-  rf"[\(\[]?\b[{LETTERS}][\)\]]?\s+(?:is|are)\s+(?:wrong|incorrect|false|not)\b"
+  rf"(?:[\(\[]?\b[{LETTERS}][\)\]]?\s+(?:and|or)\s+)?[\(\[]?\b[{LETTERS}][\)\]]?\s+(?:is|are)\s+(?:wrong|incorrect|false|not)\b"
 )
 
 _TOKEN = re.compile(
   r"[\u3040-\u30ff\u3400-\u9fff]|(?<![\w)])-?\d+(?:[.,:/]\d+)*(?![^\W_])%?|(?:(?![\u3040-\u30ff\u3400-\u9fff])[^\W_])+[+#]*"
 )
 _NEGATIONS = {"not", "never", "neither", "nor", "cannot", "except"}
-_SEPARATORS = re.compile(r"[;\n|•]|,(?!\d)|\s/\s|\bor\b|\band\b", re.IGNORECASE)
+_SEPARATORS = re.compile(r"[;\n\t|•]|,(?!\d)|\s[-–—→/]\s|(?<=\w{3})[.!?](?=\s)|\bor\b|\band\b", re.IGNORECASE)
 _DECISIONS = ({"yes", "no"}, {"true", "false"})
 
 
@@ -99,13 +103,16 @@ def states_quantity(gold: numbers.Quantity, answer: str) -> tuple[bool, str]:
 
 
 def states_text(gold: str, stated: str, extra_words: int = EXTRA_WORDS) -> tuple[bool, str]:
-  """Whether `stated` holds the words of `gold` in a row, and a failure where it does in vain ("too_long", "hedged").
+  """Whether `stated`, or its first sentence, holds the words of `gold` in a row, and a failure where it does in vain.
 
   Case, accents, punctuation and an article in front of gold do not count; signs, decimals, "+" and "#" behind a word
-  do. Too long: over `extra_words` more words than gold. Hedged: gold is negated, stands beside an "or" that it does not
-  hold, or is an item of a list of three or more short ones and no such list itself; and where gold is yes or no (true
-  or false), both are stated. A gold of symbols only must be all that is stated.
+  do. "too_long": over `extra_words` more words than gold. "hedged": gold is negated, stands beside an "or" that it does
+  not hold, is one of three or more short items or not the first of two, unless it is itself a list of as many; or gold
+  is yes or no (true or false), and both are stated. A gold of symbols only must be all that is stated.
   """
+  opening = re.split(r"(?<=\w[.!?])\s", stated, maxsplit=1)[0]
+  if opening != stated and states_text(gold, opening, extra_words)[0]:
+    return True, ""
   wanted, words = tokens(gold), tokens(stated)
   if not wanted:
     return gold.strip() == trimmed(stated).strip("`") or gold.strip() == stated.strip(), ""
@@ -117,7 +124,7 @@ def states_text(gold: str, stated: str, extra_words: int = EXTRA_WORDS) -> tuple
     return False, "too_long"
   torn = {"or", "either"} & set(words) - set(wanted) or any(set(wanted) < pair <= set(words) for pair in _DECISIONS)
   negated = any(_negated(words[:i]) for i in places) and not _NEGATIONS & set(wanted)
-  return (False, "hedged") if torn or negated or _enumerates(gold, stated) else (True, "")
+  return (False, "hedged") if torn or negated or _enumerates(gold, wanted, stated) else (True, "")
 
 
 def sequence_ratio(gold: str, answer: str) -> float:
@@ -168,9 +175,9 @@ def _alternatives(found: list[numbers.Quantity], text: str) -> bool:
   return len({q.value for q in found}) > 1 and bool(re.search(r"\bor\b", text, re.IGNORECASE))
 
 
-def _enumerates(gold: str, stated: str) -> bool:
-  items = [tokens(item) for item in _SEPARATORS.split(stated)]
-  items = [item for item in items if item]
+def _enumerates(gold: str, wanted: list[str], stated: str) -> bool:
+  items = [words for item in _SEPARATORS.split(stated) if (words := tokens(item))]
   own = sum(1 for item in _SEPARATORS.split(gold) if tokens(item))
-  short = max(3, len(tokens(gold)) + 1)
-  return len(items) > max(2, own) and all(len(item) <= short for item in items)
+  if len(items) <= own or any(len(item) > max(3, len(wanted) + 1) for item in items):
+    return False
+  return len(items) > 2 or (own == 1 and not set(wanted) <= set(items[0]))

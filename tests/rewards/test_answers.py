@@ -49,6 +49,7 @@ def test_whatever_was_thought_the_answer_is_what_follows(thought, answer):
     ("The final answer is $\\boxed{\\text{Paris}}$.", ["Paris"]),
     (r"\boxed{1{,}000} and \boxed{f(x) = {y}}", ["1{,}000", "f(x) = {y}"]),
     (r"so \boxed{42 and then nothing", []),
+    (r"\boxed{\boxed{42}}, or \boxed{ what, \boxed{43}", ["42", "43"]),
     ("The answer is \\boxed{}. The answer is 5", ["5"]),
     ("The answer is", []),
     ("What answer isolates it?", []),

@@ -1,6 +1,7 @@
 """What counts as stating the ground truth, and what is only an attempt to be paid for it."""
 
 import string
+import time
 
 import pytest
 from hypothesis import assume, given
@@ -42,7 +43,7 @@ RESERVED |= {"three", "four", "five", "seven", "eight", "nine", "zero", "eleven"
     ("(A) is wrong. The correct answer is (C)", "C"),
     ("Option D fits best.", "D"),
     ("I would choose C", "C"),
-    ("In the end, C is right; B is wrong", "C"),
+    ("In the end, C is right; A and B are wrong", "C"),
     ("A passage on page 3 supports (C).", "C"),
     ("The text mentions vitamin-C and J.K. Rowling; I take D", "D"),
   ],
@@ -63,6 +64,7 @@ def test_the_chosen_letter_is_read(answer, letter):
     ("Paris", "no_choice"),
     ("The answer is a or b", "no_choice"),
     ("A, B, C, D", "many_choices"),
+    ("A or B", "many_choices"),
     ("ABCD", "no_choice"),
     ("(A)(B)(C)(D)", "many_choices"),
     ("A. Paris\nB. Rome\nC. Bonn", "many_choices"),
@@ -137,6 +139,19 @@ def test_a_gold_letter_may_be_written_in_any_way(gold):
     ("Paris", "London, Paris, Rome", 0, "hedged"),
     ("Paris", "London\nParis\nRome", 0, "hedged"),
     ("Paris", "1; London; Paris", 0, "hedged"),
+    ("Paris", "London. Paris. Rome", 0, "hedged"),
+    ("Paris", "London - Paris - Rome", 0, "hedged"),
+    ("Paris", "London, Paris", 0, "hedged"),
+    ("New York", "New Delhi, New York", 0, "hedged"),
+    ("The Hague", "Hague, Netherlands", 1, ""),
+    ("Paris", "Paris, France", 1, ""),  # of two the first is a commitment, the second may be an explanation
+    (
+      "Paris",
+      "The answer is Paris. The other towns, or what is left of them, are in the north and never " + "saw it " * 9,
+      1,
+      "",
+    ),
+    ("St. Louis", "The answer is St. Louis. It is far away.", 1, ""),
     ("red, green and blue", "red, green and blue, white, black", 0, "hedged"),
   ],
 )
@@ -191,7 +206,9 @@ def test_the_truth_counts_in_a_short_sentence_and_not_in_a_pasted_text(gold, aro
   assert rule(truth, f"{truth} {' '.join(['filler'] * 99)}", extra_words=99).reward == 1
 
 
-@given(st.lists(WORDS, min_size=3, max_size=8, unique=True), st.sampled_from([", ", "; ", "\n", " or ", " and "]))
+@given(
+  st.lists(WORDS, min_size=3, max_size=8, unique=True), st.sampled_from([", ", "; ", "\n", " or ", " and ", " - "])
+)
 def test_no_item_of_a_list_is_an_answer(words, separator):
   assert [rule(word, separator.join(words)).reward for word in words] == [0] * len(words)
 
@@ -211,6 +228,29 @@ def test_only_a_text_with_the_words_of_the_truth_earns_it(gold, answer):
 def test_case_and_white_space_around_do_not_matter(gold):
   assume(len(tokens(gold)) <= EXTRA_WORDS)
   assert rule(gold, gold) == rule(gold, gold) and rule(gold, gold).reward == rule(gold.upper(), f" {gold} ").reward
+
+
+LOOPS = [
+  "12,345 ",
+  r"\boxed{",
+  r"\boxed{} ",
+  "best ",
+  "the answer is ",
+  "(A) ",
+  "7",
+  "option ",
+  "not ",
+  "Paris ",
+  "1 x 10 ",
+]
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, ",", "}", "(", "\n", " ", "A ", "\nB. "])
+def test_a_response_that_runs_in_circles_is_judged_in_time(loop):
+  start = time.process_time()
+  for answer in (loop * (40_000 // len(loop)), "The answer is " + loop * (40_000 // len(loop)) + "."):
+    assert rule("Rome", answer).reward == rule("42", answer).reward == rule("D", answer, choices=True).reward == 0
+  assert time.process_time() - start < 5  # takes under 1 s; a step of quadratic cost takes a minute
 
 
 def test_unusable_truths_are_refused():
