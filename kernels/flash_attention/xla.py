@@ -1,8 +1,11 @@
-"""Row after row and block after block of queries, probabilities recomputed in the backward pass from their log-sum-exp:
-for CPU and GPU, and wherever Pallas does not run.
+"""Row after row and block after block of queries, probabilities made again in the backward pass: for CPU and GPU, and
+wherever Pallas does not run.
 
 A tile's scores are [K, rep*q, L] (the query heads of one key-value head are one tall matrix), small enough for a cache.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,51 +29,44 @@ def attention(
 
 
 def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple[Array, tuple]:
-  def row(args: tuple) -> tuple[Array, Array]:
+  def row(args: tuple) -> Array:
     q, k, v, segment, position = args
+    block = lambda args: jnp.matmul(_weights(args, k, segment, position).astype(v.dtype), v)  # noqa: E731
+    return _map(block, (q, *_blocks(segment, position)))
 
-    def block(args: tuple) -> tuple[Array, Array]:
-      scores = _scores(args, k, segment, position)
-      top = scores.max(-1, keepdims=True)
-      weights = jnp.exp(scores - top)
-      total = weights.sum(-1, keepdims=True)
-      # Where nothing is seen all scores are NEGATIVE: such a slot gives 0, and its lse makes every weight 0 again.
-      seen = top > NEGATIVE / 2
-      out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) * (seen / total)
-      return out.astype(v.dtype), jnp.where(seen, top + jnp.log(total), 0.0)
-
-    return jax.lax.map(block, (q, *_blocks(segment, position, -1)))
-
-  tiles = _tiles(q, k, v)
-  out, lse = jax.lax.map(row, (*tiles, segment, position))
-  return _untile(out, q), (*tiles, segment, position, out, lse)
+  out = _untile(jax.lax.map(row, (*_tiles(q, k, v), segment, position)), q)
+  # Only padding sees nothing (a slot sees itself); its weights are meaningless.
+  out = jnp.where(segment[:, :, None, None] >= 0, out, 0)
+  return out, (q, k, v, segment, position, out)
 
 
 def _backward(residuals: tuple, gradient: Float[Array, "B L H D"]) -> tuple:
+  q, k, v, segment, position, out = residuals
+  gradient = jnp.where(segment[:, :, None, None] >= 0, gradient, 0)
+
   def row(args: tuple) -> tuple[Array, Array, Array]:
-    q, k, v, segment, position, out, lse, g = args
+    q, k, v, segment, position, g, delta = args
 
     def block(totals: tuple[Array, Array], args: tuple) -> tuple[tuple[Array, Array], Array]:
-      q, segment_q, position_q, out, lse, g = args
-      weights = jnp.exp(_scores((q, segment_q, position_q), k, segment, position) - lse)
-      delta = (g.astype(jnp.float32) * out).sum(-1, keepdims=True)
+      q, segment_q, position_q, g, delta = args
+      weights = _weights((q, segment_q, position_q), k, segment, position)
       ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=jnp.float32) - delta)
       weights, ds = weights.astype(v.dtype), ds.astype(v.dtype)
       dk, dv = (
-        total + jnp.matmul(x.mT, y, preferred_element_type=jnp.float32) for total, x, y in zip(totals, (ds, weights), (q, g))
+        total + jnp.matmul(x.mT, y, preferred_element_type=jnp.float32)
+        for total, x, y in zip(totals, (ds, weights), (q, g))
       )
       return (dk, dv), jnp.matmul(ds, k)
 
     zeros = jnp.zeros_like(k, jnp.float32)
-    (dk, dv), dq = jax.lax.scan(block, (zeros, zeros), (q, *_blocks(segment, position, -1), out, lse, g))
+    (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment, position), g, delta))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype)
 
-  *tiles, segment, position, out, lse = residuals
-  heads, (b, l, h, d) = tiles[1].shape[1], gradient.shape
-  g = _query_tiles(gradient, heads)
-  dq, dk, dv = jax.lax.map(row, (*tiles, segment, position, out, lse, g))
-  dq = _untile(dq, gradient) * d**-0.5
-  return dq.astype(gradient.dtype), jnp.moveaxis(dk, 1, 2), jnp.moveaxis(dv, 1, 2), None, None
+  delta = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)
+  cotangents = (_query_tiles(x, k.shape[2]) for x in (gradient, delta))
+  dq, dk, dv = jax.lax.map(row, (*_tiles(q, k, v), segment, position, *cotangents))
+  dq = _untile(dq, q) * q.shape[-1] ** -0.5
+  return dq.astype(q.dtype), jnp.moveaxis(dk, 1, 2), jnp.moveaxis(dv, 1, 2), None, None
 
 
 attention.defvjp(_forward, _backward)
@@ -95,17 +91,31 @@ def _untile(x: Float[Array, "B blocks K M D"], like: Float[Array, "B L H D"]) ->
   return x.reshape(b, -1, h, d)[:, :l]
 
 
-def _blocks(segment: Int[Array, "L"], position: Int[Array, "L"], padding: int) -> tuple[Array, Array]:
+def _scan(f: Callable, carry: Any, xs: tuple) -> tuple[Any, Any]:
+  """`jax.lax.scan`, but a single step is not a loop: on CPU a loop in a loop runs several times slower."""
+  if len(xs[0]) > 1:
+    return jax.lax.scan(f, carry, xs)
+  carry, y = f(carry, jax.tree.map(lambda x: x[0], xs))
+  return carry, jax.tree.map(lambda x: x[None], y)
+
+
+def _map(f: Callable, xs: tuple) -> Any:
+  return _scan(lambda carry, x: (carry, f(x)), None, xs)[1]
+
+
+def _blocks(segment: Int[Array, "L"], position: Int[Array, "L"]) -> tuple[Array, Array]:
   """Segments and positions of the query blocks, [blocks q]."""
   size = min(BLOCK, len(segment))
-  cut = lambda x: jnp.pad(x, (0, -len(x) % size), constant_values=padding).reshape(-1, size)  # noqa: E731
+  cut = lambda x: jnp.pad(x, (0, -len(x) % size), constant_values=-1).reshape(-1, size)  # noqa: E731
   return cut(segment), cut(position)
 
 
-def _scores(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
+def _weights(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
+  """Softmax over the keys that each query sees. Made again in the backward pass, its statistics too: keeping the
+  log-sum-exp costs XLA's CPU compiler its fusion, and three times the time."""
   q, segment_q, position_q = queries
-  mask = visible(segment_q[None], position_q[None], segment[None], position[None])
-  # The barrier keeps XLA from evaluating the mask again in each loop over the scores, for each head.
-  bias = jax.lax.optimization_barrier(jnp.where(mask, 0.0, NEGATIVE))
+  bias = jnp.where(visible(segment_q[None], position_q[None], segment[None], position[None]), 0.0, NEGATIVE)
   scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
-  return (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)
+  scores = (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)
+  weights = jnp.exp(scores - scores.max(-1)[..., None])
+  return weights / weights.sum(-1)[..., None]

@@ -10,16 +10,16 @@ CHUNK_BYTES = 64 * 2**20  # float32 logits that exist at a time
 def token_stats(
   hidden: Float[Array, "T D"], head: Float[Array, "D V"], target: Int[Array, "T"], temperature: float = 1.0
 ) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
-  """H = lse - sum(p z), both from one pass over the chunk's logits z."""
+  """H = -sum(p ln p), not lse - sum(p z): that one loses its digits where the logits z are large."""
   tokens, vocabulary = hidden.shape[0], head.shape[1]
   chunks = -(-tokens * vocabulary * 4 // CHUNK_BYTES)
   size = -(-tokens // chunks)
 
   def chunk(hidden: Array, target: Array) -> tuple[Array, Array]:
     logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32) / temperature
-    lse = jax.nn.logsumexp(logits, axis=1)
-    label = jnp.take_along_axis(logits, target[:, None], 1)[:, 0]
-    return label - lse, lse - (jnp.exp(logits - lse[:, None]) * logits).sum(1)
+    logprobs = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    chosen = jnp.take_along_axis(logprobs, target[:, None], 1)[:, 0]
+    return chosen, -(jnp.exp(logprobs) * logprobs).sum(1)
 
   if chunks == 1:
     return jax.checkpoint(chunk)(hidden, target)
