@@ -1,0 +1,206 @@
+"""Every implementation of flash_attention against a float64 softmax over the slots that the docstring says are seen."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenlong_jax.kernels.flash_attention import IMPLEMENTATIONS, flash_attention, xla
+
+B, L, H, K, D = 2, 37, 4, 2, 8
+BLOCKS = [8, 512]  # five blocks of queries, the last one ragged; and all queries in one
+FORWARD, GRADIENT = 1e-5, 1e-4
+
+
+@pytest.fixture(
+  scope="module", params=[(name, block) for name in IMPLEMENTATIONS for block in (BLOCKS if name == "xla" else [0])]
+)
+def run(request):
+  """(q, k, v, segment, position, cotangent) -> (out, (dq, dk, dv)) of one implementation at one block size."""
+  return compiled(*request.param)
+
+
+@functools.cache
+def compiled(implementation, block):
+  @jax.jit
+  def run(q, k, v, segment, position, cotangent):
+    attend = lambda q, k, v: flash_attention(q, k, v, segment, position, implementation=implementation)  # noqa: E731
+    out, vjp = jax.vjp(attend, q, k, v)
+    return out, vjp(cotangent)
+
+  def patched(*args):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(xla, "BLOCK", block or xla.BLOCK)
+      return run(*args)
+
+  return patched
+
+
+def sees(segment, position, q, k):
+  if segment[q] == -1 or segment[k] == -1:
+    return False
+  return (segment[k] == segment[q] or segment[k] == 0) and position[k] <= position[q]
+
+
+def oracle(q, k, v, segment, position, cotangent):
+  """Output and gradients in float64, one row and one head at a time, by the softmax's own derivative."""
+  q, k, v, cotangent = (np.asarray(x, np.float64) for x in (q, k, v, cotangent))
+  out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
+  rows, slots, heads, size = q.shape
+  for b in range(rows):
+    mask = np.array([[sees(segment[b], position[b], i, j) for j in range(slots)] for i in range(slots)])
+    for h in range(heads):
+      g = h * k.shape[2] // heads
+      scores = np.where(mask, q[b, :, h] @ k[b, :, g].T / np.sqrt(size), -np.inf)
+      weights = np.zeros_like(scores)
+      for i in np.nonzero(mask.any(1))[0]:
+        weights[i] = np.exp(scores[i] - scores[i].max())
+        weights[i] /= weights[i].sum()
+      out[b, :, h] = weights @ v[b, :, g]
+      inner = cotangent[b, :, h] @ v[b, :, g].T
+      change = weights * (inner - (weights * inner).sum(1, keepdims=True)) / np.sqrt(size)
+      dq[b, :, h] = change @ k[b, :, g]
+      dk[b, :, g] += change.T @ q[b, :, h]
+      dv[b, :, g] += weights.T @ cotangent[b, :, h]
+  return out, (dq, dk, dv)
+
+
+def random_inputs(seed=0, shape=(B, L, H, K, D), dtype=jnp.float32):
+  """q, k, v and the cotangent of the output."""
+  b, l, h, k, d = shape
+  random = np.random.default_rng(seed)
+  return [jnp.asarray(random.normal(size=(b, l, n, d)), dtype) for n in (h, k, k, h)]
+
+
+def error(got, want):
+  """Relative, except to what is 0 but for rounding."""
+  return np.linalg.norm(np.asarray(got, np.float64) - want) / max(np.linalg.norm(want), 0.1)
+
+
+def check(run, segment, position, inputs=None, forward=FORWARD, gradient=GRADIENT):
+  q, k, v, cotangent = inputs or random_inputs()
+  out, gradients = run(q, k, v, jnp.asarray(segment), jnp.asarray(position), cotangent)
+  wanted, wanted_gradients = oracle(q, k, v, np.asarray(segment), np.asarray(position), cotangent)
+  assert error(out, wanted) < forward
+  for name, got, want in zip("qkv", gradients, wanted_gradients):
+    assert error(got, want) < gradient, f"d{name}"
+  return out, gradients
+
+
+def counted(*lengths):
+  return np.concatenate([np.arange(n) for n in lengths])
+
+
+LAYOUTS = {
+  "causal": (np.zeros(L, int), np.arange(L)),
+  "causal, another segment": (np.full(L, 1), np.arange(L)),
+  "packed documents": (np.repeat([1, 2, 3], [11, 1, 25]), counted(11, 1, 25)),
+  "padding at the end": (np.repeat([1, -1], [20, 17]), counted(20, 17)),
+  "padding at the start": (np.repeat([-1, 1], [17, 20]), counted(17, 20)),
+  "shared prefix, three branches": (
+    np.repeat([0, 1, 2, 3, -1], [15, 9, 1, 8, 4]),
+    np.concatenate([np.arange(15), 15 + counted(9, 1, 8), np.zeros(4, int)]),
+  ),
+  "branches without a prefix": (np.repeat([1, 2], [30, 7]), counted(30, 7)),
+  "nothing but padding": (np.full(L, -1), np.zeros(L, int)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_it_is_the_softmax_over_what_a_slot_sees(run, layout):
+  """Beside the layout, in the same batch, plain causal attention: rows do not meet."""
+  segment, position = (np.stack(pair) for pair in zip(LAYOUTS[layout], LAYOUTS["causal"]))
+  check(run, segment, position)
+
+
+@st.composite
+def rows(draw):
+  """Segments and positions of one row: any cut into prefix, branches and padding, its slots in any order."""
+  cuts = sorted(draw(st.lists(st.integers(0, L), min_size=4, max_size=4)))
+  prefix, *branches, end = np.diff([0, *cuts, L])
+  segment = np.repeat([0, 1, 2, 3, -1], [prefix, *branches, end])
+  position = np.concatenate([np.arange(prefix), *(prefix + np.arange(n) for n in branches), np.arange(end)])
+  order = np.random.default_rng(draw(st.integers(0, 99))).permutation(L) if draw(st.booleans()) else np.arange(L)
+  return segment[order], position[order]
+
+
+@given(st.tuples(rows(), rows()), st.integers(0, 99))
+def test_any_layout_in_any_order_of_slots(run, pair, seed):
+  segment, position = (np.stack(x) for x in zip(*pair))
+  check(run, segment, position, random_inputs(seed))
+
+
+def test_padding_gives_zero_and_takes_and_gives_no_gradient(run):
+  segment = np.stack([np.full(L, -1), np.repeat([1, -1], [20, 17])])
+  position = np.broadcast_to(np.arange(L), (B, L))
+  out, (dq, dk, dv) = check(run, segment, position)
+  for array in (out, dq, dk, dv):
+    np.testing.assert_array_equal(np.asarray(array)[segment == -1], 0.0)
+
+
+def test_large_scores_do_not_overflow(run):
+  """Scores of several hundred: one slot has all the weight, and the gradients stay finite."""
+  q, k, v, cotangent = random_inputs(1)
+  check(run, *(np.broadcast_to(x, (B, L)) for x in LAYOUTS["causal"]), [q * 30, k * 30, v, cotangent], 1e-4, 1e-3)
+
+
+@pytest.mark.parametrize("heads, groups", [(3, 3), (6, 1), (6, 3)])
+def test_query_heads_read_the_keys_of_their_group(run, heads, groups):
+  segment, position = (x[None, :13] for x in LAYOUTS["shared prefix, three branches"])
+  check(run, segment, position, random_inputs(2, (1, 13, heads, groups, D)))
+
+
+@pytest.mark.parametrize("length", [1, 8, 15])
+def test_lengths_around_the_block(run, length):
+  check(run, np.zeros((1, length), int), np.arange(length)[None], random_inputs(3, (1, length, 2, 1, D)))
+
+
+def test_bfloat16_errs_by_its_rounding_only(run):
+  segment, position = (np.broadcast_to(x, (B, L)) for x in LAYOUTS["shared prefix, three branches"])
+  inputs = random_inputs(4, dtype=jnp.bfloat16)
+  out, gradients = check(run, segment, position, inputs, forward=2**-7, gradient=2**-6)
+  assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"reference"}))
+def test_memory_grows_with_the_length_not_with_its_square(implementation, monkeypatch):
+  monkeypatch.setattr(xla, "BLOCK", 64)
+
+  def temporary(length):
+    shape = jax.ShapeDtypeStruct((1, length, 2, D), jnp.float32)
+    slots = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    loss = lambda q, k, v, s, p: flash_attention(q, k, v, s, p, implementation=implementation).sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape, slots, slots).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary(4096) < 2.5 * temporary(2048)
+  assert temporary(4096) < 4096 * 4096 * 4 / 4
+
+
+def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_ones():
+  q, k, v, _ = random_inputs()
+  segment, position = (jnp.broadcast_to(x, (B, L)) for x in LAYOUTS["causal"])
+  default = jax.jit(flash_attention)(q, k, v, segment, position)
+  np.testing.assert_allclose(default, compiled("reference", 0)(q, k, v, segment, position, q)[0], atol=1e-5, rtol=0)
+  with pytest.raises(ValueError, match=r"implementation='cuda' is not one of \['reference', 'xla'"):
+    flash_attention(q, k, v, segment, position, implementation="cuda")
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"q": (B, L, 3, D)}, "3 query heads must be a multiple of 2 key-value heads"),
+    ({"v": (B, L, K, D + 1)}, r"shapes disagree: q.shape=\(2, 37, 4, 8\)"),
+    ({"k": (B, L + 1, K, D), "v": (B, L + 1, K, D)}, "shapes disagree"),
+    ({"segment": (B, L + 1)}, r"segment.shape=\(2, 38\).*must be \(2, 37\), one per slot"),
+    ({"position": (L,)}, r"position.shape=\(37,\) must be \(2, 37\)"),
+  ],
+)
+def test_the_door_names_the_shape_that_is_wrong(change, message):
+  shapes = {"q": (B, L, H, D), "k": (B, L, K, D), "v": (B, L, K, D), "segment": (B, L), "position": (B, L)} | change
+  with pytest.raises(ValueError, match=message):
+    flash_attention(**{name: jnp.zeros(shape, int if len(shape) < 4 else float) for name, shape in shapes.items()})
