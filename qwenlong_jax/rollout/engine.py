@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
@@ -64,6 +65,9 @@ class Engine:
     p, s = prompts.tokens.shape
     if p % devices:
       raise ValueError(f"{p} prompts do not divide over mesh.data={devices}; change batch.prompts or mesh.data")
+    length = np.asarray(prompts.length)
+    if (wrong := np.flatnonzero((length < 1) | (length > s))).size:
+      raise ValueError(f"prompt {wrong[0]} has {length[wrong[0]]} tokens; its slots take 1 to {s}")
     return self._run(params, prompts, key, group=group, sampling=sampling)
 
   def _generate(self, params: PyTree, prompts: Prompts, key: Key[Array, ""], group: int, sampling: Sampling) -> Rollout:
