@@ -68,9 +68,17 @@ def read_all(folder: str | os.PathLike) -> list[Example]:
 
 
 def load(
-  folder: str | os.PathLike, batch_size: int, seed: int, host: int = 0, hosts: int = 1, workers: int = 0
+  folder: str | os.PathLike,
+  batch_size: int,
+  seed: int,
+  host: int = 0,
+  hosts: int = 1,
+  workers: int = 0,
+  balanced: bool = True,
 ) -> grain.DatasetIterator:
   """An endless iterator over this host's share of task-balanced batches: `list[Example]` of batch_size // hosts.
+
+  With `balanced` off all tasks are shuffled together and a batch holds what comes: the baseline of the report's Table 2.
 
   Tasks rotate in the order of types.TASKS. `get_state()` and `set_state()` resume it exactly, in mid-epoch too, with
   the same batch_size, seed, hosts and workers. With workers > 0 that many processes read ahead; they are spawned, so a
@@ -93,7 +101,11 @@ def load(
     grain.MapDataset.source(sources[task]).seed(_seed(seed, number)).shuffle().repeat()[host::hosts]
     for number, task in enumerate(TASKS)
   ]
-  mixed = grain.MapDataset.select_from_datasets(streams, _Mix(rotation))
+  if balanced:
+    mixed = grain.MapDataset.select_from_datasets(streams, _Mix(rotation))
+  else:
+    pool = grain.MapDataset.concatenate([grain.MapDataset.source(sources[task]) for task in TASKS])
+    mixed = pool.seed(_seed(seed, len(TASKS))).shuffle().repeat()[host::hosts]
   batches = mixed.batch(rotation.local, drop_remainder=True, batch_fn=list).to_iter_dataset(
     grain.ReadOptions(num_threads=0)
   )

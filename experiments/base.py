@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict()
   c.data.examples = 2000  # generated per task and stage
+  c.data.balanced = True  # the same number of every task in a batch (section 2.2); False: as they come
   c.data.shards = 1  # files per task
   c.data.workers = 0  # processes that read ahead
 
@@ -90,6 +91,10 @@ def get_config() -> ConfigDict:
   c.evaluation.split = "test"
   c.evaluation.prompt_tokens = (80,)  # an equal share of the prompts at each length
   c.evaluation.response_tokens = 48
+
+  c.title = ""  # of a comparison's page
+  c.seeds = ()  # a comparison: every variant once for each of these seeds
+  c.variants = ()  # of {"name": ..., and the keys that it changes}; (): a single run with c.seed
 
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 50  # steps

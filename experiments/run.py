@@ -48,9 +48,9 @@ def main(arguments: list[str]) -> int:
   log.unlink(missing_ok=True)
   try:
     # Not at the top: importing JAX takes seconds, and a misspelt key shall not wait for it.
-    from qwenlong_jax.stages import recipe
+    from qwenlong_jax.stages import recipe, sweep
 
-    recipe.run(CONFIG.value, workdir)
+    (sweep if CONFIG.value.variants else recipe).run(CONFIG.value, workdir)
   except KeyboardInterrupt:
     print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130

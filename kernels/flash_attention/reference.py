@@ -7,7 +7,10 @@ NEGATIVE = -1e30  # finite, so that a slot that sees nothing gives no NaN in the
 
 
 def visible(
-  segment_q: Int[Array, "B Lq"], position_q: Int[Array, "B Lq"], segment_k: Int[Array, "B Lk"], position_k: Int[Array, "B Lk"]
+  segment_q: Int[Array, "B Lq"],
+  position_q: Int[Array, "B Lq"],
+  segment_k: Int[Array, "B Lk"],
+  position_k: Int[Array, "B Lk"],
 ) -> Bool[Array, "B Lq Lk"]:
   """Which key slots each query slot sees: the mask of the package's docstring."""
   sk, sq = segment_k[:, None, :], segment_q[:, :, None]

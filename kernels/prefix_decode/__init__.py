@@ -33,6 +33,8 @@ def prefix_decode(
   if h % k.shape[2] or k.shape != v.shape or k.shape[:2] != (p, g):
     raise ValueError(f"{q.shape=}, {k.shape=}, {v.shape=}; wanted [P G H D], [P G K D], [P G K D] with K dividing H")
   if prefix[0].shape[:2] != (p, k.shape[2]) or suffix[0].shape[:3] != k.shape[:3]:
-    raise ValueError(f"prefix {prefix[0].shape}, suffix {suffix[0].shape}; wanted [P K S D], [P G K R D] for {k.shape=}")
+    raise ValueError(
+      f"prefix {prefix[0].shape}, suffix {suffix[0].shape}; wanted [P K S D], [P G K R D] for {k.shape=}"
+    )
   run = choose(implementation, IMPLEMENTATIONS, {"default": "xla"})
   return run(q, k, v, prefix, prefix_length, suffix, suffix_length)

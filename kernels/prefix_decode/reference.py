@@ -17,9 +17,7 @@ def prefix_decode(
   """O(G * S) memory; for tests."""
   g, repeats = q.shape[1], q.shape[2] // k.shape[2]
   whole = [
-    jnp.repeat(
-      jnp.concatenate([jnp.repeat(before[:, None], g, 1), after, new[:, :, :, None]], axis=3), repeats, axis=2
-    )
+    jnp.repeat(jnp.concatenate([jnp.repeat(before[:, None], g, 1), after, new[:, :, :, None]], axis=3), repeats, axis=2)
     for before, after, new in zip(prefix, suffix, (k, v))
   ]  # [P G H S+R+1 D]
   s, r = prefix[0].shape[2], suffix[0].shape[3]

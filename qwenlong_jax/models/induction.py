@@ -1,7 +1,7 @@
-"""A head start for small models trained from nothing: first-layer heads that look at the previous token.
+"""A head start for small models trained from nothing: first-layer heads that look at the tokens just before.
 
-Looking something up in the context takes two layers: one head that copies each token's predecessor beside it, and a later
-head that searches for the current token among those copies. A random 2-layer model finds the first half late; here it is
+Looking something up in the context takes two layers: heads that copy each token's predecessors beside it, and a later head
+that searches for the current tokens among those copies. A random 2-layer model finds the first half late; here it is
 given, the second half is learned. Published checkpoints need none of this.
 """
 
@@ -15,23 +15,24 @@ SHARPNESS = 2.5  # of the first layer's query and key norms: these heads' scores
 
 
 def look_back(model: Qwen3) -> None:
-  """Sets the query heads of the first layer's key-value head 0 to attend to the previous token, in place.
+  """Sets the first layer's heads to attend n + 1 tokens back, n their key-value head, in place.
 
-  One embedding dimension is made the same for all tokens. These queries and keys read mostly that dimension, and the
-  query is turned back by one position, so that after rotation their product is largest at distance one.
+  One embedding dimension is made the same for all tokens. The queries and keys read mostly that dimension, and the query
+  is turned back by the distance, so that after rotation their product is largest there.
   """
   config = model.config
-  size, queries = config.head_dim, config.num_attention_heads // config.num_key_value_heads
+  size, heads = config.head_dim, config.num_key_value_heads
   inverse, _ = rotary.frequencies(size, config.rope_theta, config.rope_scaling)
-  # Fast frequencies tell neighbours apart, the slower ones make distance one the only maximum.
+  # Fast frequencies tell neighbours apart, the slower ones make the distance the only maximum.
   falling = np.where(np.arange(size // 2) < size // 4, 1.0, 0.25)
-  key = np.concatenate([falling, np.zeros(size // 2)])
-  query = np.concatenate([falling * np.cos(inverse), -falling * np.sin(inverse)])
+  distance = np.arange(1, heads + 1)[:, None]
+  keys = np.tile(np.concatenate([falling, np.zeros(size // 2)]), heads)
+  queries = np.concatenate([falling * np.cos(distance * inverse), -falling * np.sin(distance * inverse)], axis=1)
+  queries = np.repeat(queries, config.num_attention_heads // heads, axis=0).reshape(-1)
 
   model.embedding[...] = model.embedding[...].at[:, 0].set(4 * config.initializer_range)
   attention = model.runs[0].attention
-  for weight, vector in ((attention.q, np.tile(query, queries)), (attention.k, key)):
-    heads = weight[...].at[0, :, : len(vector)].multiply(0.1)
-    weight[...] = heads.at[0, 0, : len(vector)].set(jnp.asarray(vector, heads.dtype))
+  for weight, vector in ((attention.q, queries), (attention.k, keys)):
+    weight[...] = weight[...].at[0].multiply(0.1).at[0, 0].set(jnp.asarray(vector, weight.dtype))
   for norm in (attention.q_norm, attention.k_norm):
     norm[...] = norm[...].at[0].multiply(SHARPNESS)

@@ -34,10 +34,11 @@ class MoE(nnx.Module):
 
 def route(
   x: Float[Array, "T D"], router: Float[Array, "D E"], chosen: int, renormalise: bool
-) -> tuple[Float[Array, "T K"], Int[Array, "T K"]]:
-  """(weights, experts) of each token, in float32 as Hugging Face does."""
-  logits = jnp.matmul(x, router.astype(x.dtype))
-  weights, experts = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), chosen)
+) -> tuple[Float[Array, "T E"], Int[Array, "T K"]]:
+  """(weight of every expert, 0 where it is not chosen; the chosen experts) of each token; softmax in float32."""
+  probs = jax.nn.softmax((x @ router.astype(x.dtype)).astype(jnp.float32))
+  _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs), chosen)
+  weights = probs * jax.nn.one_hot(experts, probs.shape[1]).sum(1)
   if renormalise:
     weights = weights / weights.sum(1, keepdims=True)
   return weights.astype(x.dtype), experts
@@ -45,23 +46,22 @@ def route(
 
 def all_experts(
   x: Float[Array, "T D"],
-  weights: Float[Array, "T K"],
+  weights: Float[Array, "T E"],
   experts: Int[Array, "T K"],
   gate: Float[Array, "E D F"],
   up: Float[Array, "E D F"],
   down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
-  """Every expert on every token, as three wide matmuls; those not chosen get weight 0."""
+  """Every expert on every token, as three wide matmuls; `weights` silences those not chosen."""
   e, d, f = gate.shape
-  dense = (weights[:, :, None] * jax.nn.one_hot(experts, e, dtype=weights.dtype)).sum(1)  # [T E]
   wide = lambda w: jnp.moveaxis(w, 0, 1).reshape(d, e * f)  # noqa: E731
-  hidden = (jax.nn.silu(x @ wide(gate)) * (x @ wide(up))).reshape(-1, e, f) * dense[:, :, None]
-  return hidden.reshape(-1, e * f) @ down.reshape(e * f, d)
+  hidden = jax.nn.silu(x @ wide(gate)) * (x @ wide(up)) * jnp.repeat(weights, f, axis=1)
+  return hidden @ down.reshape(e * f, d)
 
 
 def chosen_experts(
   x: Float[Array, "T D"],
-  weights: Float[Array, "T K"],
+  weights: Float[Array, "T E"],
   experts: Int[Array, "T K"],
   gate: Float[Array, "E D F"],
   up: Float[Array, "E D F"],
@@ -72,8 +72,8 @@ def chosen_experts(
   token = order // experts.shape[1]
   rows = x[token]
   hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-  out = grouped_matmul(hidden, down, sizes) * weights.reshape(-1)[order][:, None]
-  return jnp.zeros_like(x).at[token].add(out)
+  mine = jnp.take_along_axis(weights, experts, axis=1).reshape(-1)[order]
+  return jnp.zeros_like(x).at[token].add(grouped_matmul(hidden, down, sizes) * mine[:, None])
 
 
 def sort_by_expert(experts: Int[Array, "T K"], count: int) -> tuple[Int[Array, "T*K"], Int[Array, "E"]]:

@@ -330,11 +330,11 @@ _preset("qwen3-30b-a3b-thinking-2507", 48, 2048, (32, 4), 6144, moe_intermediate
 _preset("qwen3-235b-a22b-thinking-2507", 94, 4096, (64, 4), 12288, moe_intermediate_size=1536, rope_theta=5e6, **MOE)
 PRESETS["tiny"] = Qwen3Config(
   vocab_size=512,
-  hidden_size=64,
+  hidden_size=96,
   num_hidden_layers=2,
   num_attention_heads=4,
   num_key_value_heads=2,
-  head_dim=16,
+  head_dim=32,
   intermediate_size=128,
   rope_theta=1e4,
   tie_word_embeddings=True,
@@ -342,4 +342,5 @@ PRESETS["tiny"] = Qwen3Config(
   num_experts=8,
   num_experts_per_tok=2,
   moe_intermediate_size=32,
+  initializer_range=0.05,
 )

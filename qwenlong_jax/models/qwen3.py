@@ -21,6 +21,9 @@ from qwenlong_jax.models import rotary
 from qwenlong_jax.models.moe import MoE
 from qwenlong_jax.models.presets import Qwen3Config
 
+# A stack of so few layers is unrolled: the compiler fuses across them, and a loop would hardly compile faster.
+UNROLLED = 4
+
 # Keys and values of all layers: one array each, layers first.
 Cache = tuple[Array, Array]
 # q [T H A], k [T K A], v [T K A] -> [T H*A]
@@ -187,7 +190,8 @@ class Qwen3(nnx.Module):
         weights, cache = scanned
         return nnx.merge(graph, weights)(x, cos, sin, lambda q, k, v: attend(q, k, v, cache))
 
-      x, kv = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (weights, cache))
+      short = jax.tree.leaves(weights)[0].shape[0] <= UNROLLED
+      x, kv = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (weights, cache), unroll=short)
       kvs.append(kv)
     x = rms_norm(x, self.norm[...], config.rms_norm_eps)
     return x, kvs[0] if len(kvs) == 1 else jax.tree.map(lambda *c: jnp.concatenate(c), *kvs)

@@ -18,7 +18,13 @@ def _empty(rows: int, slots: int, pad: int) -> TrainBatch:
   ints = lambda value: np.full((rows, slots), value, np.int32)  # noqa: E731
   floats = lambda: np.zeros((rows, slots), np.float32)  # noqa: E731
   return TrainBatch(
-    tokens=ints(pad), segment=ints(-1), position=ints(0), target=ints(0), sample=ints(-1), weight=floats(), old_logprob=floats()
+    tokens=ints(pad),
+    segment=ints(-1),
+    position=ints(0),
+    target=ints(0),
+    sample=ints(-1),
+    weight=floats(),
+    old_logprob=floats(),
   )
 
 

@@ -55,7 +55,9 @@ class Engine:
     self.graph, self.mesh = graph, mesh
     self._run = jax.jit(self._generate, static_argnames=("group", "sampling"))
 
-  def generate(self, params: PyTree, prompts: Prompts, key: Key[Array, ""], *, group: int, sampling: Sampling) -> Rollout:
+  def generate(
+    self, params: PyTree, prompts: Prompts, key: Key[Array, ""], *, group: int, sampling: Sampling
+  ) -> Rollout:
     """G responses to each prompt. What sample i draws depends on `key` and i alone, not on the number of devices.
 
     Raises:
@@ -82,7 +84,9 @@ class Engine:
       params, prompts, keys
     )
 
-  def _local(self, params: PyTree, prompts: Prompts, keys: Key[Array, "P G"], group: int, sampling: Sampling) -> Rollout:
+  def _local(
+    self, params: PyTree, prompts: Prompts, keys: Key[Array, "P G"], group: int, sampling: Sampling
+  ) -> Rollout:
     """One device's share."""
     model = nnx.merge(self.graph, params)
     p, s = prompts.tokens.shape
@@ -95,9 +99,7 @@ class Engine:
     def draw(logits: Float[Array, "P G V"], state: Decoding) -> Decoding:
       """Samples token number `step` of every response that still runs."""
       step_keys = jax.vmap(lambda k: jax.random.fold_in(k, state.step))(keys.reshape(-1))
-      token, logprob = sample(
-        logits.reshape(p * group, -1), step_keys, sampling.temperature, sampling.top_p
-      )
+      token, logprob = sample(logits.reshape(p * group, -1), step_keys, sampling.temperature, sampling.top_p)
       token = jnp.where(state.stopped, sampling.pad_id, token.reshape(p, group)).astype(jnp.int32)
       logprob = jnp.where(state.stopped, 0.0, logprob.reshape(p, group))
       at = (0, 0, state.step)

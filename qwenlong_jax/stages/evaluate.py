@@ -61,9 +61,11 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
   write(path.with_suffix(".transcripts.jsonl"), lines)
   write(path, json.dumps(summary) + "\n")
   overall = summary["overall"]
-  print(f"evaluation {name}: reward {overall['mean']:.3f} [{overall['low']:.3f} {overall['high']:.3f}]  " + "  ".join(
-    f"{task} {entry['mean']:.2f}" for task, entry in summary["tasks"].items()
-  ), flush=True)
+  print(
+    f"evaluation {name}: reward {overall['mean']:.3f} [{overall['low']:.3f} {overall['high']:.3f}]  "
+    + "  ".join(f"{task} {entry['mean']:.2f}" for task, entry in summary["tasks"].items()),
+    flush=True,
+  )
 
 
 def transcript(shop: Workshop, example: Example, sampled: Rollout, scores: list[list[Score]], row: int) -> dict:

@@ -19,8 +19,8 @@ from qwenlong_jax.stages.setup import Workshop, initial_parameters, workshop
 WARMSTART = "warmstart"
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-  """Runs or resumes the experiment `config` in `workdir`.
+def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
+  """Runs or resumes the experiment `config` in `workdir`, up to the end of the stage `until` ("": of the last).
 
   Raises:
     ValueError: a setting that cannot be used, or a damaged or foreign checkpoint.
@@ -36,9 +36,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with Reporter(workdir, resume_at=rows) as reporter:
       session = Session(checkpoints, reporter, every=settings.every, total=plan[-1][2], carry=carry)
       for number, (name, first, end) in enumerate(plan):
-        if end <= done:
+        if end <= done and name != until:
           continue
         learner = learners[name]
+        if end <= done:
+          return
         if state.step == 0:
           before = plan[number - 1][0] if number else "base"
           if number or not config.warmstart.steps:
@@ -50,6 +52,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if number + 1 < len(plan):
           state = enter(learner, learners[plan[number + 1][0]], state)
         session.finish_stage(end, state)
+        if name == until:
+          evaluate.run(shop, learner, state.params, name=name, step=end, number=number + 1)
+          return
       evaluate.run(shop, learners[plan[-1][0]], state.params, name=plan[-1][0], step=plan[-1][2], number=len(plan))
   print(f"report: {report(workdir)}", flush=True)
 

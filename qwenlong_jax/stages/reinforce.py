@@ -59,7 +59,12 @@ def train(
   key = jax.random.fold_in(jax.random.key(config.seed), number)
   folder = data_folder(shop, "train", stage.prompt_tokens, config.data.examples)
 
-  with closing(loading.load(folder, config.batch.prompts, config.seed + number, workers=config.data.workers)) as tasks:
+  settings = config.data
+  with closing(
+    loading.load(
+      folder, config.batch.prompts, config.seed + number, workers=settings.workers, balanced=settings.balanced
+    )
+  ) as tasks:
     if carry.iterator is not None:
       tasks.set_state(carry.iterator)
     for index in range(int(state.step), stage.steps):

@@ -85,7 +85,11 @@ class Session:
     self.carry.nonfinite = 0 if finite else self.carry.nonfinite + 1
     if self.carry.nonfinite >= limit:
       latest = self.checkpoints.latest()
-      good = f"the last good checkpoint is step {latest} in {self.checkpoints.folder}" if latest is not None else "no checkpoint yet"
+      good = (
+        f"the last good checkpoint is step {latest} in {self.checkpoints.folder}"
+        if latest is not None
+        else "no checkpoint yet"
+      )
       raise FloatingPointError(
         f"the gradient was NaN or infinite in {self.carry.nonfinite} steps in a row; {good}. "
         "Lower optimizer.learning_rate, or raise optimizer.nonfinite_limit to go on past it"

@@ -79,7 +79,9 @@ def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> P
   if not folder.exists():
     length = partial(token_count, shop.tokenizer)
     examples = [
-      example for task in TASKS for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed)
+      example
+      for task in TASKS
+      for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed)
     ]
     loading.write_shards(folder, examples, shop.config.data.shards)
   return folder
@@ -106,7 +108,9 @@ def tokenize(shop: Workshop, examples: list[Example], slots: int) -> Prompts:
   for row, example in enumerate(examples):
     ids = shop.tokenizer.prompt(example.context, example.question)
     if len(ids) > slots:
-      raise ValueError(f"the prompt of {example.id} has {len(ids)} tokens and {slots} slots; raise the stage's prompt_tokens")
+      raise ValueError(
+        f"the prompt of {example.id} has {len(ids)} tokens and {slots} slots; raise the stage's prompt_tokens"
+      )
     tokens[row, : len(ids)], length[row] = ids, len(ids)
   return Prompts(tokens=tokens, length=length)
 

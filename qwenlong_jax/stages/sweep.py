@@ -1,0 +1,57 @@
+"""Variants of one experiment over several seeds, and the table that compares them.
+
+All variants of a seed start from one warm start, so that they differ in nothing but what they vary.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from qwenlong_jax.reporting import compare_page, result, table
+from qwenlong_jax.stages import recipe
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Runs or resumes every (variant, seed) in a folder of its own; prints and writes the table of held-out rewards."""
+  runs: dict[str, list[Path]] = {name: [] for name in variants(config)}
+  for seed in config.seeds:
+    start = workdir / f"{recipe.WARMSTART}-{seed}"
+    recipe.run(settled(variant(config, seed, {}), start), start, until=recipe.WARMSTART)
+    for name, changes in variants(config).items():
+      folder = workdir / f"{name}-{seed}"
+      if not folder.exists():
+        partial = workdir / f"{name}-{seed}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(start, partial)
+        partial.rename(folder)
+      print(f"--- {name}, seed {seed}: {folder}", flush=True)
+      recipe.run(settled(variant(config, seed, changes), folder), folder)
+      runs[name].append(folder)
+  results = [result(recipe.WARMSTART, workdir / f"{recipe.WARMSTART}-{seed}") for seed in config.seeds]
+  results += [result(name, folder) for name, folders in runs.items() for folder in folders]
+  print(table(results, baseline=recipe.WARMSTART))
+  (workdir / "table.md").write_text(table(results, markdown=True, baseline=recipe.WARMSTART) + "\n")
+  print(f"curves: {compare_page(runs, workdir / 'report.html', title=config.title)}")
+
+
+def settled(config: ConfigDict, folder: Path) -> ConfigDict:
+  """The config, also written where reports look for it."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+  return config
+
+
+def variants(config: ConfigDict) -> dict[str, dict]:
+  """Name -> what it changes, in the order of the config file (a ConfigDict would sort by name)."""
+  return {entry["name"]: {key: value for key, value in entry.items() if key != "name"} for entry in config.variants}
+
+
+def variant(config: ConfigDict, seed: int, changes: dict) -> ConfigDict:
+  """The experiment with this seed and these changes, itself without variants."""
+  one = config.copy_and_resolve_references()
+  with one.unlocked():
+    one.seed, one.variants = seed, ()
+    one.update(changes)
+  return one.lock()
