@@ -36,9 +36,13 @@ def keep_gradient():
   )
 
 
-@functools.cache
 def make_learner(kind, devices=1, micro_rows=None, ratio=None):
   """AdamW with weight decay over the gradient kept in optimizer[0]."""
+  return made(kind, devices, micro_rows, ratio)
+
+
+@functools.cache
+def made(kind, devices, micro_rows, ratio):
   return Learner(
     lambda key: Qwen3(config_of(kind), rngs=nnx.Rngs(key)),
     optax.chain(keep_gradient(), optax.adamw(1e-2, weight_decay=0.1)),

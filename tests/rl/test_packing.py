@@ -131,7 +131,7 @@ def test_a_document_longer_than_a_row_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe", "moe, experts grouped"])
-def test_the_gradient_is_that_of_repeating_the_prompt_for_every_response(kind, learner, params, rollout, gradient, close):
+def test_the_gradient_is_that_of_repeating_the_prompt(kind, learner, params, rollout, gradient, close):
   """Sum over tokens of weight * d ln p, with each sample in a causal row of its own and all of its logits."""
   p, g, s, r = 4, 3, 7, 5
   sampled = rollout(p, g, s, r)
