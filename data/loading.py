@@ -78,7 +78,7 @@ def load(
 ) -> grain.DatasetIterator:
   """An endless iterator over this host's share of task-balanced batches: `list[Example]` of batch_size // hosts.
 
-  With `balanced` off all tasks are shuffled together and a batch holds what comes: the baseline of the report's Table 2.
+  Without `balanced` all tasks are shuffled together and a batch holds what comes: the report's baseline in Table 2.
 
   Tasks rotate in the order of types.TASKS. `get_state()` and `set_state()` resume it exactly, in mid-epoch too, with
   the same batch_size, seed, hosts and workers. With workers > 0 that many processes read ahead; they are spawned, so a

@@ -1,6 +1,6 @@
 """Every knob once: its meaning, where the report speaks of it, its value.
 
-Sections and equations are those of the QwenLong-L1.5 report (arXiv 2512.12967). "Not in the report" marks what we chose.
+Sections and equations are the QwenLong-L1.5 report's (arXiv 2512.12967). "Not in the report" marks what we chose.
 Experiments import `get_config` and change what they need; a key that is not here cannot be set. Lengths are in tokens.
 """
 

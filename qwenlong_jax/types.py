@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+# Made on the host or on devices: what packing fills in and the sampler returns.
+Array = jax.Array | np.ndarray
 
 # The report's five task types (section 2.2), in the order in which batches rotate through them.
 TASKS = ("multiple_choice", "multi_hop", "reading_comprehension", "dialogue_memory", "corpus_numeric")
@@ -63,9 +67,10 @@ class Prompts:
 class Rollout:
   """G sampled responses to each of P prompts.
 
-  `tokens` includes the stop token; slots at or past `length` hold the pad token. `logprob` is of the sampled token under
-  the full softmax at the sampling temperature (top-p not applied), in nats; 0 past `length`. `stopped` says that a stop
-  token ended the response (False: the budget did). `prefill_tokens` counts prompt slots the model really computed.
+  `tokens` includes the stop token; slots at or past `length` hold the pad token. `logprob` is of the sampled token
+  under the full softmax at the sampling temperature (top-p not applied), in nats; 0 past `length`. `stopped` says that
+  a stop token ended the response (False: the budget did). `prefill_tokens` counts prompt slots that the model really
+  computed.
   """
 
   prompts: Prompts

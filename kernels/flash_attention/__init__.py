@@ -7,12 +7,14 @@ position_k <= position_q. So plain causal attention, packed documents, padding, 
 branches (segments 1..G) are all the same mask.
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
 from qwenlong_jax.kernels.flash_attention import reference, xla
 
-IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference.attention, "xla": xla.attention}
 
 
 def flash_attention(

@@ -1,6 +1,6 @@
 """One decode step of G branches over one shared prefix: the prefix keys and values are read once for all branches.
 
-Letters: P prompts, G branches of each, H query heads, K key-value heads, D head dimension, S prefix slots, R suffix slots.
+Letters: P prompts, G branches of each, H query heads, K key-value heads, D head dimension, S prefix and R suffix slots.
 """
 
 from jaxtyping import Array, Float, Int
@@ -29,7 +29,7 @@ def prefix_decode(
   Raises:
     ValueError: the shapes disagree.
   """
-  p, g, h, d = q.shape
+  p, g, h, _ = q.shape
   if h % k.shape[2] or k.shape != v.shape or k.shape[:2] != (p, g):
     raise ValueError(f"{q.shape=}, {k.shape=}, {v.shape=}; wanted [P G H D], [P G K D], [P G K D] with K dividing H")
   if prefix[0].shape[:2] != (p, k.shape[2]) or suffix[0].shape[:3] != k.shape[:3]:

@@ -1,6 +1,5 @@
-"""Three parts (prefix, suffix, self) under one running maximum; the prefix product is one tall matmul for all branches."""
+"""Three parts (prefix, suffix, self) under one maximum; the prefix product is one tall matmul for all branches."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

@@ -1,14 +1,16 @@
-"""Log-probability of given tokens and entropy of the full distribution, from hidden states and the head; logits never whole.
+"""Log-probability of given tokens and entropy of the whole distribution, from hidden states; logits are never whole.
 
 Letters: T tokens, D model width, V vocabulary.
 """
+
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
 from qwenlong_jax.kernels.token_stats import reference, xla
 
-IMPLEMENTATIONS = {"reference": reference.token_stats, "xla": xla.token_stats}
+IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference.token_stats, "xla": xla.token_stats}
 
 
 def token_stats(

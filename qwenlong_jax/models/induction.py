@@ -1,8 +1,8 @@
 """A head start for small models trained from nothing: first-layer heads that look at the tokens just before.
 
-Looking something up in the context takes two layers: heads that copy each token's predecessors beside it, and a later head
-that searches for the current tokens among those copies. A random 2-layer model finds the first half late; here it is
-given, the second half is learned. Published checkpoints need none of this.
+Looking something up in the context takes two layers: heads that copy each token's predecessors beside it, and a later
+head that searches for the current tokens among those copies. A random 2-layer model finds the first half late; here it
+is given, the second half is learned. Published checkpoints need none of this.
 """
 
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ SHARPNESS = 2.5  # of the first layer's query and key norms: these heads' scores
 def look_back(model: Qwen3) -> None:
   """Sets the first layer's heads to attend n + 1 tokens back, n their key-value head, in place.
 
-  One embedding dimension is made the same for all tokens. The queries and keys read mostly that dimension, and the query
-  is turned back by the distance, so that after rotation their product is largest there.
+  One embedding dimension is made the same for all tokens. The queries and keys read mostly that dimension, and the
+  query is turned back by the distance, so that after rotation their product is largest there.
   """
   config = model.config
   size, heads = config.head_dim, config.num_key_value_heads

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from qwenlong_jax.kernels.token_stats import token_stats
+from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.parallelism import rules
 from qwenlong_jax.rl.loss import surrogate
 from qwenlong_jax.types import TrainBatch
@@ -54,11 +55,11 @@ class Ratio:
 
 
 class Learner:
-  """Compiled functions over a Qwen3 (given as its NNX graph), an optimizer and a mesh; the state stays with the caller."""
+  """Compiled functions over a Qwen3 (as its NNX graph), an optimizer and a mesh; the state stays with the caller."""
 
   def __init__(
     self,
-    create: Callable[[Key[Array, ""]], nnx.Module],
+    create: Callable[[Key[Array, ""]], Qwen3],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
@@ -126,7 +127,7 @@ class Learner:
       )
     return jax.device_put(batch, rules.rows(self.mesh))
 
-  def _hidden(self, params: PyTree, batch: TrainBatch) -> tuple[nnx.Module, Float[Array, "T D"]]:
+  def _hidden(self, params: PyTree, batch: TrainBatch) -> tuple[Qwen3, Float[Array, "T D"]]:
     model = nnx.merge(self.graph, params)
     hidden = model(batch.tokens, batch.position, batch.segment)
     return model, hidden.reshape(-1, hidden.shape[-1])
@@ -143,7 +144,7 @@ class Learner:
   def _token_stats(self, params: PyTree, batch: TrainBatch, temperature: float) -> tuple[Array, Array]:
     def one(params: PyTree, micro: TrainBatch) -> tuple[Array, Array]:
       model, hidden = self._hidden(params, micro)
-      stats = token_stats(hidden, model.head_weight(), micro.target.reshape(-1), temperature)
+      stats = token_stats(hidden, model.head_weight(), jnp.ravel(micro.target), temperature)
       return jax.tree.map(lambda x: jnp.where(micro.sample >= 0, x.reshape(micro.tokens.shape), 0.0), stats)
 
     def local(params: PyTree, batch: TrainBatch) -> tuple[Array, Array]:
@@ -155,10 +156,10 @@ class Learner:
   def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], Float[Array, "4"]]:
     """(loss, [loss, sum of nll, correct, targets]) of a micro-batch; plain sums, whatever it was cut from."""
     model, hidden = self._hidden(params, micro)
-    logprob, _ = token_stats(hidden, model.head_weight(), micro.target.reshape(-1), self.temperature)
+    logprob, _ = token_stats(hidden, model.head_weight(), jnp.ravel(micro.target), self.temperature)
     logprob = logprob.reshape(micro.tokens.shape)
     real = micro.sample >= 0
-    terms = surrogate(logprob, micro.old_logprob, micro.weight, **vars(self.ratio))
+    terms = surrogate(logprob, jnp.asarray(micro.old_logprob), jnp.asarray(micro.weight), **vars(self.ratio))
     loss = jnp.where(real, terms, 0.0).sum()
     nll = -jnp.where(real, logprob, 0.0).sum()
     # More than half of the mass on the target: a lower bound of greedy accuracy that needs no logits.

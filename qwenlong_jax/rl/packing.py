@@ -1,7 +1,7 @@
 """Rows for the learner: a prompt once with its G responses as branches, or whole documents for the warm start.
 
-The last prompt token predicts the first token of every branch, which differ. So the shared prefix ends before it and each
-branch begins with a copy of it: what every slot attends to is exactly what it would see in a row of its own.
+The last prompt token predicts the first token of every branch, which differ. So the shared prefix ends before it and
+each branch begins with a copy of it: what every slot attends to is exactly what it would see in a row of its own.
 
 Letters: P prompts, G responses to each, S prompt slots, R response slots, N rows of L slots.
 """
@@ -62,7 +62,7 @@ def response_mask(rollout: Rollout) -> np.ndarray:
   return np.arange(rollout.tokens.shape[2]) < np.asarray(rollout.length)[:, :, None]
 
 
-def slots_of(batch: TrainBatch, mask: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]:
+def slots_of(batch: TrainBatch, mask: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
   """Where the tokens of `mask` [P G R] stand: (row, slot) in the batch, and (prompt, branch, token) in the rollout."""
   inside = np.nonzero(mask)
   # Both run over rows, then branches, then tokens in the same order.
@@ -114,5 +114,5 @@ def documents(
     used[row] += n
     taken += 1
   targets = batch.sample >= 0
-  batch.weight[targets] = 1 / max(targets.sum(), 1)
+  batch.weight[targets] = 1 / max(int(targets.sum()), 1)
   return batch, taken

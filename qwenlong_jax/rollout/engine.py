@@ -3,9 +3,9 @@
 Letters: P prompts, G responses to each, S prompt slots, R response slots, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,9 +76,8 @@ class Engine:
     p = prompts.tokens.shape[0]
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(p * group)).reshape(p, group)
     rows, whole = PartitionSpec("data"), PartitionSpec()
-    out = Rollout(
-      prompts=rows, tokens=rows, length=rows, logprob=rows, stopped=rows, prefill_tokens=whole, decode_steps=whole
-    )
+    specs: dict[str, Any] = {field.name: rows for field in fields(Rollout)}
+    out = Rollout(**specs | {"prefill_tokens": whole, "decode_steps": whole})
     local = partial(self._local, group=group, sampling=sampling)
     return jax.shard_map(local, mesh=self.mesh, in_specs=(whole, rows, rows), out_specs=out, check_vma=False)(
       params, prompts, keys

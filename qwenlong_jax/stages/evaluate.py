@@ -49,7 +49,7 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
         group=settings.group,
         sampling=sampling,
       )
-      sampled = jax.tree.map(lambda x, n=len(chunk): x[:n] if x.ndim else x, jax.device_get(sampled))
+      sampled = first(jax.device_get(sampled), len(chunk))
       scores = score(shop, chunk, sampled)
       for example, reward in zip(chunk, rewards_of(scores), strict=True):
         rewards[example.task].append(reward)
@@ -68,19 +68,24 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
   )
 
 
+def first(sampled: Rollout, count: int) -> Rollout:
+  """The rollouts of the first `count` prompts."""
+  return jax.tree.map(lambda x: x[:count] if x.ndim else x, sampled)
+
+
 def transcript(shop: Workshop, example: Example, sampled: Rollout, scores: list[list[Score]], row: int) -> dict:
   """The first response to an example, to be read by a person."""
-  first = scores[row][0]
+  score, tokens = scores[row][0], np.asarray(sampled.tokens)[row, 0, : sampled.length[row, 0]]
   return {
     "id": example.id,
     "task": example.task,
     "context": example.context,
     "question": example.question,
-    "response": shop.tokenizer.response_text(sampled.tokens[row, 0, : sampled.length[row, 0]]),
-    "answer": first.answer,
+    "response": shop.tokenizer.response_text(tokens),
+    "answer": score.answer,
     "gold": example.answer,
-    "reward": first.reward,
-    "failure": first.failure,
+    "reward": score.reward,
+    "failure": score.failure,
   }
 
 

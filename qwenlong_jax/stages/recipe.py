@@ -105,10 +105,9 @@ def check(config: ConfigDict) -> None:
       raise ValueError(f"{key}={value!r} is not one of {', '.join(allowed)}")
   if not plan_of(config):
     raise ValueError("nothing to do: warmstart.steps is 0 and no stage has steps; set one of them")
-  if config.warmstart.steps and config.warmstart.warmup_steps >= config.warmstart.steps:
-    raise ValueError(
-      f"warmstart.warmup_steps={config.warmstart.warmup_steps} must be fewer than warmstart.steps={config.warmstart.steps}"
-    )
+  steps, warmup = config.warmstart.steps, config.warmstart.warmup_steps
+  if steps and warmup >= steps:
+    raise ValueError(f"warmstart.warmup_steps={warmup} must be fewer than warmstart.steps={steps}")
   if config.evaluation.prompts % len(config.evaluation.prompt_tokens):
     raise ValueError(
       f"evaluation.prompts={config.evaluation.prompts} do not divide over the "

@@ -1,7 +1,7 @@
 """A run's place in its recipe: which step is next, its checkpoints, its record, and how it stops.
 
-Steps count over all stages of a run. A checkpoint is of the moment *before* its step; its host values hold what the loop
-carries beside the arrays, so that a run that was killed anywhere goes on as if it had not been.
+Steps count over all stages of a run. A checkpoint is of the moment *before* its step; its host values hold what the
+loop carries beside the arrays, so that a run that was killed anywhere goes on as if it had not been.
 """
 
 import signal
@@ -100,7 +100,7 @@ def count_compilations() -> Callable[[], int]:
   """A function that says how many programs XLA has compiled since this call."""
   seen = [0]
 
-  def listen(event: str, duration: float, **_: Any) -> None:
+  def listen(event: str, duration_secs: float, **_: Any) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
       seen[0] += 1
 
