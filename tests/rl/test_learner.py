@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qwenlong_jax.kernels.flash_attention import xla as attention_blocks
+from qwenlong_jax.kernels.token_stats import xla as token_chunks
 from qwenlong_jax.rl import packing
 from qwenlong_jax.rl.learner import Ratio
 from qwenlong_jax.types import TrainBatch
@@ -163,8 +165,11 @@ def test_documents_give_the_gradient_of_the_mean_negative_log_likelihood(tiny_co
 
 @pytest.mark.parametrize("devices, micro_rows", [(2, 1), (8, None)])
 def test_the_gradient_does_not_depend_on_micro_batches_or_devices(
-  learner, params, batch, gradient, close, whole, devices, micro_rows
+  learner, params, batch, gradient, close, whole, devices, micro_rows, monkeypatch
 ):
+  """Nor on the kernels' own cuts, of queries and of tokens, within each of them."""
+  monkeypatch.setattr(attention_blocks, "BLOCK", 4)
+  monkeypatch.setattr(token_chunks, "CHUNK_BYTES", 5 * 37 * 4)
   close(gradient(learner(KIND, devices, micro_rows), params(KIND), batch), whole, 1e-5)
 
 
