@@ -20,8 +20,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 HERE = Path(__file__).resolve().parent
-# Says how to come back from damage, not what is computed: it may change when a run goes on.
-MAY_DIFFER = {"checkpoint.allow_previous"}
+# Say how to come back from damage and when to give up, not what is computed: they may change when a run goes on.
+MAY_DIFFER = {"checkpoint.allow_previous", "optimizer.nonfinite_limit"}
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config()")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of all that the run writes; by default runs/<config's name>")
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
   except KeyboardInterrupt:
     print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     log.write_text(traceback.format_exc())
     return _fail(f"{error} (traceback in {log})")
   except Exception:

@@ -92,7 +92,7 @@ class Session:
       )
       raise FloatingPointError(
         f"the gradient was NaN or infinite in {self.carry.nonfinite} steps in a row; {good}. "
-        "Lower optimizer.learning_rate, or raise optimizer.nonfinite_limit to go on past it"
+        "Raise optimizer.nonfinite_limit to go on past it, or start in another workdir with a lower learning rate"
       )
 
 

@@ -17,6 +17,7 @@ def get_config(size="small"):
     "size": size,
     "optimizer": {"learning_rate": 2e-6, "betas": (0.9, 0.95)},
     "checkpoint": {"keep": 2, "allow_previous": False},
+    "variants": (),
   })
 """
 
@@ -30,6 +31,8 @@ def run(config, workdir):
     raise AssertionError("a mistake in the program")
   if config.seed == 3:
     raise KeyboardInterrupt
+  if config.seed == 4:
+    raise FloatingPointError("the gradient was NaN")
 """
 
 
@@ -41,6 +44,7 @@ def folder(tmp_path):
   (stages.parent / "__init__.py").touch()
   (stages / "__init__.py").touch()
   (stages / "recipe.py").write_text(RECIPE)
+  (stages / "sweep.py").write_text("def run(config, workdir):\n  (workdir / 'compared.txt').touch()\n")
   (tmp_path / "mine.py").write_text(CONFIG)
   return tmp_path
 
@@ -68,14 +72,14 @@ def test_overrides_and_the_files_argument_reach_the_config(folder):
     "size": "large",
     "optimizer": {"learning_rate": 1e-4, "betas": [0.9, 0.95]},
     "checkpoint": {"keep": 2, "allow_previous": False},
+    "variants": [],
   }
   assert not (folder / "runs").exists()
 
 
 def test_a_config_beside_run_py_is_found_from_any_folder(folder):
-  experiments = [path.name for path in RUN.parent.glob("*.py") if path.name not in ("run.py", "base.py")]
-  if not experiments:
-    pytest.skip("no experiment has been written yet")
+  experiments = [path.name for path in RUN.parent.glob("*.py") if "def get_config" in path.read_text()]
+  assert "tiny.py" in experiments
   for name in experiments:
     result = run(folder, f"--config={name}", "--print_config")
     assert result.returncode == 0, result.stderr
@@ -89,7 +93,7 @@ def test_a_config_beside_run_py_is_found_from_any_folder(folder):
     ("optimzer.learning_rate=1", "did you mean config.optimizer.learning_rate?"),
     ("optimzer=1", "did you mean config.optimizer?"),
     ("learning_rate=1", "did you mean config.optimizer.learning_rate?"),
-    ("zzz=1", "config has checkpoint, optimizer, seed, size"),
+    ("zzz=1", "config has checkpoint, optimizer, seed, size, variants"),
   ],
 )
 def test_a_misspelt_key_is_refused_with_the_nearest(folder, key, hint):
@@ -141,6 +145,19 @@ def test_an_error_in_the_settings_is_one_line_and_its_traceback_is_kept(folder):
   log = folder / "w/error.log"
   assert (result.returncode, result.stderr) == (1, f"error: batch 7 must divide by 5 (traceback in {log})\n")
   assert "Traceback" in log.read_text() and "batch 7 must divide by 5" in log.read_text()
+
+
+def test_numbers_that_ran_away_are_one_line_too(folder):
+  result = run(folder, "--config=mine.py", "--workdir=w", "--config.seed=4")
+  assert result.returncode == 1
+  assert result.stderr == f"error: the gradient was NaN (traceback in {folder / 'w/error.log'})\n"
+
+
+def test_a_config_with_variants_goes_to_the_comparison(folder):
+  (folder / "two.py").write_text(CONFIG.replace('"variants": ()', '"variants": ({"name": "a"}, {"name": "b"})'))
+  result = run(folder, "--config=two.py", "--workdir=w")
+  assert result.returncode == 0, result.stderr
+  assert (folder / "w/compared.txt").exists() and not (folder / "w/seen.txt").exists()
 
 
 def test_an_error_of_the_program_keeps_its_traceback_on_the_console(folder):
