@@ -47,12 +47,13 @@ def test_the_cpu_seconds_of_finished_children_count(benchmark):
 
 
 def test_the_ratio_is_theirs_over_ours(benchmark):
-  half, two = {"wall": 0.5, "cpu": 0.25}, {"wall": 2.0, "cpu": 3.0}
-  row = {"prompt": 80, "response": 10, "ours": half, "trl": two, "phases": {"update": half}}
-  row["ratio"] = {"wall": 4.0, "cpu": 12.0}
+  ours, theirs = (benchmark.summary([benchmark.Cost(*c) for c in costs]) for costs in ([(1, 2), (2, 3)], [(6, 5)] * 3))
+  row = {"prompt": 80, "response": 10, "ours": ours, "trl": theirs, "phases": {"update": ours}}
+  row["ratio"] = {unit: theirs[unit] / ours[unit] for unit in ours}
   lines = benchmark.table([row]).splitlines()
-  assert "| 80 + 10 | wall | 0.500 s | 2.000 s | 4.0 |" in lines
-  assert "| 80 + 10 | cpu | 0.250 s | 3.000 s | 12.0 |" in lines
+  assert "| 80 + 10 | wall | 1.500 s | 6.000 s | 4.0 |" in lines
+  assert "| 80 + 10 | cpu | 2.500 s | 5.000 s | 2.0 |" in lines
+  assert "| 80 + 10 | least cpu | 2.000 s | 5.000 s | 2.5 |" in lines
 
 
 def test_without_an_environment_for_the_peer_it_says_what_failed(benchmark, tmp_path, monkeypatch, capsys):
