@@ -49,6 +49,7 @@ setup(
       "libtpu",
       "mypy>=1.14",
       "pytest>=8.3",
+      "pytest-xdist>=3.6",
       "ruff>=0.9",
       # Exactly this wheel is the small CPU build on the machines we test on; it is only the peer of the parity tests.
       "torch==2.13.0",
