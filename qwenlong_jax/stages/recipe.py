@@ -28,10 +28,13 @@ def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
   """
   check(config)
   shop = workshop(config, workdir)
+  check_rows(config, shop.mesh.shape["data"])
   plan = plan_of(config)
   settings = config.checkpoint
   with Checkpoints(workdir / "checkpoints", keep=settings.keep, allow_previous=settings.allow_previous) as checkpoints:
-    learners = {WARMSTART: warmstart.make_learner(shop), **dict.fromkeys(config.stages, reinforce.make_learner(shop))}
+    learners = dict.fromkeys(config.stages, reinforce.make_learner(shop))
+    if config.warmstart.steps:
+      learners[WARMSTART] = warmstart.make_learner(shop)
     done, state, carry, rows = restore(shop, plan, learners, checkpoints)
     with Reporter(workdir, resume_at=rows) as reporter:
       session = Session(checkpoints, reporter, every=settings.every, total=plan[-1][2], carry=carry)
@@ -40,6 +43,7 @@ def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
           continue
         learner = learners[name]
         if end <= done:
+          evaluate.run(shop, learner, state.params, name=name, step=end, number=number + 1)
           return
         if state.step == 0:
           before = plan[number - 1][0] if number else "base"
@@ -57,6 +61,19 @@ def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
           return
       evaluate.run(shop, learners[plan[-1][0]], state.params, name=plan[-1][0], step=plan[-1][2], number=len(plan))
   print(f"report: {report(workdir)}", flush=True)
+
+
+def check_rows(config: ConfigDict, devices: int) -> None:
+  """Raises ValueError if a batch does not divide over the devices; found here, not after the warm start."""
+  micro = config.batch.micro_rows
+  for key, rows, share in (
+    ("warmstart.rows", config.warmstart.rows if config.warmstart.steps else 0, 1),
+    ("batch.prompts", config.batch.prompts if any(config.stages[name].steps for name in config.stages) else 0, micro),
+  ):
+    unit = devices * max(share, 1)
+    if rows % unit:
+      pieces = f"mesh.data={devices}" + (f" times batch.micro_rows={share}" if share > 1 else "")
+      raise ValueError(f"{key}={rows} does not divide by {pieces}; take {rows // unit * unit or unit} or fewer devices")
 
 
 def plan_of(config: ConfigDict) -> list[tuple[str, int, int]]:
