@@ -14,7 +14,12 @@ from qwenlong_jax.stages import recipe
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-  """Runs or resumes every (variant, seed) in a folder of its own; prints and writes the table of held-out rewards."""
+  """Runs or resumes every (variant, seed) in a folder of its own; prints and writes the table of held-out rewards.
+
+  Raises:
+    ValueError: a setting that cannot be used, of whichever variant, before anything runs; and what recipe.run raises.
+  """
+  check(config)
   runs: dict[str, list[Path]] = {name: [] for name in variants(config)}
   for seed in config.seeds:
     start = workdir / f"{recipe.WARMSTART}-{seed}"
@@ -36,6 +41,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
   print(f"curves: {compare_page(runs, workdir / 'report.html', title=config.title)}")
 
 
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for a comparison that cannot be made."""
+  if not config.seeds or not config.warmstart.steps:
+    raise ValueError(f"a comparison of variants needs seeds (seeds={config.seeds}) and warmstart.steps of at least 1")
+  names = [entry["name"] for entry in config.variants]
+  if len({*names, recipe.WARMSTART}) <= len(names):
+    raise ValueError(
+      f"variants are called {', '.join(names)}; each needs a name of its own, other than {recipe.WARMSTART}"
+    )
+  for changes in variants(config).values():
+    recipe.check(variant(config, config.seeds[0], changes))
+
+
 def settled(config: ConfigDict, folder: Path) -> ConfigDict:
   """The config, also written where reports look for it."""
   folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +68,12 @@ def variants(config: ConfigDict) -> dict[str, dict]:
 
 def variant(config: ConfigDict, seed: int, changes: dict) -> ConfigDict:
   """The experiment with this seed and these changes, itself without variants."""
-  one = config.copy_and_resolve_references()
-  with one.unlocked():
-    one.seed, one.variants = seed, ()
+  one = config.copy_and_resolve_references().lock()
+  one.seed, one.variants = seed, ()
+  try:
     one.update(changes)
-  return one.lock()
+  except (KeyError, TypeError) as error:
+    # ml_collections lists the whole config between what is wrong and its suggestion.
+    wrong, hint = str(error.args[0]).split(" Other fields")[0], str(error.args[0]).splitlines()[-1]
+    raise ValueError(f"a variant changes {changes}: {' '.join(dict.fromkeys([wrong, hint]))}") from error
+  return one
