@@ -147,16 +147,30 @@ def our_logprobs(model: Path, prompt: np.ndarray) -> np.ndarray:
 
 
 def write_model(folder: Path) -> None:
-  """The tiny preset with random weights, as a Hugging Face folder."""
+  """A Qwen3-MoE of 138K random weights, as a Hugging Face folder."""
   import jax.numpy as jnp
   from flax import nnx
 
   from qwenlong_jax.models import safetensors
-  from qwenlong_jax.models.presets import PRESETS
+  from qwenlong_jax.models.presets import Qwen3Config
   from qwenlong_jax.models.qwen3 import Qwen3
 
-  config = dataclasses.replace(
-    PRESETS["tiny"], vocab_size=VOCABULARY, pad_token_id=PAD, eos_token_id=EOS, initializer_range=0.1
+  # Not a preset: presets change, and figures from before and after would not compare.
+  config = Qwen3Config(
+    vocab_size=VOCABULARY,
+    hidden_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    intermediate_size=128,
+    tie_word_embeddings=True,
+    num_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    initializer_range=0.1,
+    eos_token_id=EOS,
+    pad_token_id=PAD,
   )
   safetensors.save(folder, config, nnx.state(Qwen3(config, rngs=nnx.Rngs(0))), dtype=jnp.float32)
 
