@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   c.model = ConfigDict()
   c.model.preset = "tiny"  # a name of qwenlong_jax.models.presets; not used with a checkpoint
   c.model.checkpoint = ""  # Hugging Face folder (config.json, safetensors) to start from; "": random parameters
-  c.model.look_back = False  # a random model starts with first-layer heads on the previous token (models/induction.py)
+  c.model.look_back = False  # start a random model's first-layer heads on the tokens just before (models/induction.py)
   c.model.dtype = "float32"  # of the computation; master parameters are float32
   c.model.remat = False  # recompute layers in the backward pass: less memory, a third more arithmetic
 

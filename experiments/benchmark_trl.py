@@ -112,11 +112,7 @@ def ours(model: Path, prompts: np.ndarray, response: int, warmup: int) -> tuple[
     batch = packing.shared_prefix(sampled, PAD)
     marks[-1].append(now())
 
-    _, entropy = jax.device_get(learner.token_stats(state, batch))
-    entropy = packing.unpack(batch, entropy, mask).reshape(-1, response)
-    assert np.isfinite(aepo.batch_entropy(entropy, mask.reshape(-1, response)))
-    marks[-1].append(now())
-
+    assert np.isfinite(aepo.batch_entropy(sampled.entropy.reshape(-1, response), mask.reshape(-1, response)))
     weight = loss.token_weights(advantage, mask, valid, mask, "sequence")
     state, update = learner.update(state, packing.with_weights(batch, weight, mask))
     update = jax.device_get(update)
@@ -124,7 +120,7 @@ def ours(model: Path, prompts: np.ndarray, response: int, warmup: int) -> tuple[
     assert update.applied
 
   marks = marks[warmup:]
-  names = ("generate", "reward and packing", "token_stats", "update")
+  names = ("generate", "reward and packing", "update")
   phases = {name: [step[n + 1] - step[n] for step in marks] for n, name in enumerate(names)}
   return [step[-1] - step[0] for step in marks], phases
 

@@ -68,15 +68,16 @@ class Rollout:
   """G sampled responses to each of P prompts.
 
   `tokens` includes the stop token; slots at or past `length` hold the pad token. `logprob` is of the sampled token
-  under the full softmax at the sampling temperature (top-p not applied), in nats; 0 past `length`. `stopped` says that
-  a stop token ended the response (False: the budget did). `prefill_tokens` counts prompt slots that the model really
-  computed.
+  under the full softmax at the sampling temperature (top-p not applied), `entropy` that of the softmax it was drawn
+  from (eq. 11), both in nats; 0 past `length`. `stopped` says that a stop token ended the response (False: the budget
+  did). `prefill_tokens` counts prompt slots that the model really computed.
   """
 
   prompts: Prompts
   tokens: Int[Array, "P G R"]
   length: Int[Array, "P G"]
   logprob: Float[Array, "P G R"]
+  entropy: Float[Array, "P G R"]
   stopped: Bool[Array, "P G"]
   prefill_tokens: Int[Array, ""]
   decode_steps: Int[Array, ""]

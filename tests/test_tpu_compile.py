@@ -80,7 +80,6 @@ sampling = Sampling(0.7, 0.95, responses, (2,), 0)
 questions = Prompts(shape(prompts, slots), shape(prompts))
 for program, lowered in (
   ("update", learner._update.lower(state, batch)),
-  ("token_stats", learner._stats.lower(state.params, batch, 0.7)),
   ("generate", engine._run.lower(gathered, questions, key, group=group, sampling=sampling)),
 ):
   memory = lowered.compile().memory_analysis()
@@ -121,7 +120,7 @@ def compile_for(topology, model):
 )
 def test_a_training_step_compiles_for_the_chip_and_fits(topology, kind, model):
   programs = compile_for(topology, model)
-  assert [row["program"] for row in programs] == ["update", "token_stats", "generate"]
+  assert [row["program"] for row in programs] == ["update", "generate"]
   for row in programs:
     print(f"{topology} {model}: {row}")
     assert (row["devices"], row["kind"]) == (4, kind)

@@ -17,7 +17,7 @@ from qwenlong_jax.data.tasks import corpus_numeric, dialogue_memory, multi_hop, 
 from qwenlong_jax.data.tasks.context import Costs, Draft, render
 from qwenlong_jax.types import TASKS, Example
 
-VERSION = 1
+VERSION = 2
 _DRAFT = {
   "multiple_choice": multiple_choice.draft,
   "multi_hop": multi_hop.draft,

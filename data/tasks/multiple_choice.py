@@ -1,13 +1,14 @@
 """Multiple choice: which of four values is the one that the documents give for a place?
 
-    capital of Peru: Lima          capital of Peru? Quito (A) Lima (B) Accra (C) Oslo (D)
-                                   -> capital of Peru: Lima (B)
+    capital of Peru: Lima          capital of Peru? Quito: A, Lima: B, Accra: C, Oslo: D
+                                   -> capital of Peru: Lima: B
     capital of Chad: N'Djamena     -> B
     ...
 
 The wrong options are values of the same attribute, most of them in the context beside another place. An option comes
-before its letter, so that the letter can be looked up from the value, as the value is from the key; and behind a space,
-as values stand in the facts, because a word after a space and one at the start of a line are different tokens.
+before its letter and a colon between them, so that the letter is looked up from the value as the value is from the key;
+and behind a space, as values stand in the facts, because a word after a space and one at the start of a line are
+different tokens.
 """
 
 import numpy as np
@@ -42,7 +43,7 @@ def draft(rng: np.random.Generator, facts: Facts, costs: Costs, budget: int) -> 
     others.append(other)
   options = shuffled(rng, [target.value, *(other.value for other in others)])
   letter = LETTERS[options.index(target.value)]
-  question = " ".join([f"{target.key}?", *(f"{value} ({name})" for value, name in zip(options, LETTERS))])
+  question = f"{target.key}? " + ", ".join(f"{value}: {name}" for value, name in zip(options, LETTERS))
   room = budget - costs.line(question) - costs.page(pages[0])
   near: list[Page] = []
   room = fill(near, (sheets.page(other) for other in others), room, costs)
@@ -54,7 +55,7 @@ def draft(rng: np.random.Generator, facts: Facts, costs: Costs, budget: int) -> 
     pages=shuffled(rng, pages),
     question=question,
     answer=letter,
-    reasoning=f"{target.text} ({letter})",
+    reasoning=f"{target.text}: {letter}",
     key=f"{target.key}:",
     used=[target.text],
   )

@@ -4,7 +4,8 @@ Letters: B rows, L slots, H query heads, K key-value heads (H a multiple of K), 
 
 Slot q sees slot k if neither is padding (segment -1), (segment_k == segment_q or segment_k == 0), and
 position_k <= position_q. So plain causal attention, packed documents, padding, and a shared prefix (segment 0) with its
-branches (segments 1..G) are all the same mask.
+branches (segments 1..G) are all the same mask. Rows are in order: the mask lets no slot see a later one, so that an
+implementation need not look there.
 """
 
 from collections.abc import Callable

@@ -2,9 +2,10 @@
 wherever Pallas does not run.
 
 A tile's scores are [K, rep*q, L] (the query heads of one key-value head are one tall matrix), small enough for a cache.
+The queries are cut into bands, each of which reads the keys up to its own end: what stands later is never seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,8 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.flash_attention.reference import NEGATIVE, visible
+from qwenlong_jax.kernels.precision import accumulator
 
 BLOCK = 512  # queries whose scores exist at a time
+BAND = 128  # queries that share an end of their keys, at least; each band is compiled on its own, so that there are
+BANDS = 8  # no more than these
 
 
 @jax.custom_vjp
@@ -30,11 +34,12 @@ def attention(
 
 def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple[Array, tuple]:
   def row(args: tuple) -> Array:
-    q, k, v, segment, position = args
+    q, segment_q, position_q, k, v, segment, position = args
     block = lambda args: jnp.matmul(_weights(args, k, segment, position).astype(v.dtype), v)  # noqa: E731
-    return _map(block, (q, *_blocks(segment, position)))
+    return _map(block, (q, *_blocks(segment_q, position_q)))
 
-  out = _untile(jax.lax.map(row, (*_tiles(q, k, v), segment, position)), q)
+  bands = _bands(q, k, v, segment, position)
+  out = jnp.concatenate([_untile(jax.lax.map(row, args), q[:, queries]) for queries, _, args in bands], axis=1)
   # Only padding sees nothing (a slot sees itself); its weights are meaningless.
   out = jnp.where(segment[:, :, None, None] >= 0, out, 0)
   return out, (q, k, v, segment, position, out)
@@ -45,36 +50,51 @@ def _backward(residuals: tuple, gradient: Float[Array, "B L H D"]) -> tuple:
   gradient = jnp.where(segment[:, :, None, None] >= 0, gradient, 0)
 
   def row(args: tuple) -> tuple[Array, Array, Array]:
-    q, k, v, segment, position, g, delta = args
+    q, segment_q, position_q, g, delta, k, v, segment, position = args
 
     def block(totals: tuple[Array, Array], args: tuple) -> tuple[tuple[Array, Array], Array]:
       q, segment_q, position_q, g, delta = args
       weights = _weights((q, segment_q, position_q), k, segment, position)
-      ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=jnp.float32) - delta)
+      ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=accumulator(k)) - delta)
       weights, ds = weights.astype(v.dtype), ds.astype(v.dtype)
       dk, dv = (
-        total + jnp.matmul(x.mT, y, preferred_element_type=jnp.float32)
+        total + jnp.matmul(x.mT, y, preferred_element_type=accumulator(k))
         for total, x, y in zip(totals, (ds, weights), (q, g))
       )
       return (dk, dv), jnp.matmul(ds, k)
 
-    zeros = jnp.zeros_like(k, jnp.float32)
-    (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment, position), g, delta))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype)
+    zeros = jnp.zeros_like(k, accumulator(k))
+    (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment_q, position_q), g, delta))
+    return dq, dk, dv
 
-  delta = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)
-  cotangents = (_query_tiles(x, k.shape[2]) for x in (gradient, delta))
-  dq, dk, dv = jax.lax.map(row, (*_tiles(q, k, v), segment, position, *cotangents))
-  dq = _untile(dq, q) * q.shape[-1] ** -0.5
-  return dq.astype(q.dtype), jnp.moveaxis(dk, 1, 2), jnp.moveaxis(dv, 1, 2), None, None
+  delta = (gradient.astype(accumulator(out)) * out).sum(-1, keepdims=True)
+  dq, dk, dv = [], *(jnp.zeros(jnp.moveaxis(x, 1, 2).shape, accumulator(x)) for x in (k, v))
+  for queries, keys, args in _bands(q, k, v, segment, position, gradient, delta):
+    tile, *totals = jax.lax.map(row, args)
+    dq.append(_untile(tile, q[:, queries]))
+    dk, dv = (x.at[:, :, keys].add(y) for x, y in zip((dk, dv), totals))
+  dq = jnp.concatenate(dq, axis=1) * q.shape[-1] ** -0.5
+  dk, dv = (jnp.moveaxis(x, 1, 2).astype(k.dtype) for x in (dk, dv))
+  return dq.astype(q.dtype), dk, dv, None, None
 
 
 attention.defvjp(_forward, _backward)
 
 
-def _tiles(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-  """q scaled as [B blocks K rep*q D]; k and v as [B K L D]."""
-  return _query_tiles(q * q.shape[-1] ** -0.5, k.shape[2]), jnp.moveaxis(k, 1, 2), jnp.moveaxis(v, 1, 2)
+def _bands(q: Array, k: Array, v: Array, segment: Array, position: Array, *more: Array) -> Iterator[tuple]:
+  """(queries, the keys that they may see, what a row of them takes) of each band; `more` is cut like q.
+
+  A row takes: q scaled as [blocks K rep*q D], the queries' segments and positions, `more` in q's layout, k and v as
+  [K L D], the keys' segments and positions.
+  """
+  length, heads = q.shape[1], k.shape[2]
+  size = max(BAND, -(-length // BANDS))
+  for start in range(0, length, size):
+    queries, keys = slice(start, start + size), slice(min(start + size, length))
+    scaled, *others = (_query_tiles(x[:, queries], heads) for x in (q * q.shape[-1] ** -0.5, *more))
+    read = (jnp.moveaxis(x[:, keys], 1, 2) for x in (k, v))
+    args = (scaled, segment[:, queries], position[:, queries], *others, *read, segment[:, keys], position[:, keys])
+    yield queries, keys, args
 
 
 def _query_tiles(x: Float[Array, "B L H D"], heads: int) -> Float[Array, "B blocks K M D"]:
@@ -115,7 +135,7 @@ def _weights(queries: tuple, k: Float[Array, "K L D"], segment: Array, position:
   log-sum-exp costs XLA's CPU compiler its fusion, and three times the time."""
   q, segment_q, position_q = queries
   bias = jnp.where(visible(segment_q[None], position_q[None], segment[None], position[None]), 0.0, NEGATIVE)
-  scores = jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
+  scores = jnp.matmul(q, k.mT, preferred_element_type=accumulator(k))
   scores = (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)
   weights = jnp.exp(scores - scores.max(-1)[..., None])
   return weights / weights.sum(-1)[..., None]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qwenlong_jax.kernels.precision import accumulator
+
 CHUNK_BYTES = 64 * 2**20  # float32 logits that exist at a time
 
 
@@ -16,7 +18,7 @@ def token_stats(
   size = -(-tokens // chunks)
 
   def chunk(hidden: Array, target: Array) -> tuple[Array, Array]:
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32) / temperature
+    logits = jnp.matmul(hidden, head, preferred_element_type=accumulator(hidden)) / temperature
     logprobs = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
     chosen = jnp.take_along_axis(logprobs, target[:, None], 1)[:, 0]
     return chosen, -(jnp.exp(logprobs) * logprobs).sum(1)

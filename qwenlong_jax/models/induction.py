@@ -15,20 +15,19 @@ SHARPNESS = 2.5  # of the first layer's query and key norms: these heads' scores
 
 
 def look_back(model: Qwen3) -> None:
-  """Sets the first layer's heads to attend n + 1 tokens back, n their key-value head, in place.
+  """Sets the first layer's query heads n = 0, 1, ... to attend n + 1 tokens back, in place.
 
   One embedding dimension is made the same for all tokens. The queries and keys read mostly that dimension, and the
   query is turned back by the distance, so that after rotation their product is largest there.
   """
   config = model.config
-  size, heads = config.head_dim, config.num_key_value_heads
+  size = config.head_dim
   inverse, _ = rotary.frequencies(size, config.rope_theta, config.rope_scaling)
   # Fast frequencies tell neighbours apart, the slower ones make the distance the only maximum.
   falling = np.where(np.arange(size // 2) < size // 4, 1.0, 0.25)
-  distance = np.arange(1, heads + 1)[:, None]
-  keys = np.tile(np.concatenate([falling, np.zeros(size // 2)]), heads)
-  queries = np.concatenate([falling * np.cos(distance * inverse), -falling * np.sin(distance * inverse)], axis=1)
-  queries = np.repeat(queries, config.num_attention_heads // heads, axis=0).reshape(-1)
+  angle = np.arange(1, config.num_attention_heads + 1)[:, None] * inverse
+  keys = np.tile(np.concatenate([falling, np.zeros(size // 2)]), config.num_key_value_heads)
+  queries = np.concatenate([falling * np.cos(angle), -falling * np.sin(angle)], axis=1).reshape(-1)
 
   model.embedding[...] = model.embedding[...].at[:, 0].set(4 * config.initializer_range)
   attention = model.runs[0].attention

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.grouped_matmul import grouped_matmul
+from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.models.presets import Qwen3Config
 
 # Computing every expert for every token wastes E/K of the arithmetic but moves no rows: it wins while E is this small.
@@ -36,7 +37,7 @@ def route(
   x: Float[Array, "T D"], router: Float[Array, "D E"], chosen: int, renormalise: bool
 ) -> tuple[Float[Array, "T E"], Int[Array, "T K"]]:
   """(weight of every expert, 0 where it is not chosen; the chosen experts) of each token; softmax in float32."""
-  probs = jax.nn.softmax((x @ router.astype(x.dtype)).astype(jnp.float32))
+  probs = jax.nn.softmax((x @ router.astype(x.dtype)).astype(accumulator(x)))
   _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs), chosen)
   weights = probs * jax.nn.one_hot(experts, probs.shape[1]).sum(1)
   if renormalise:

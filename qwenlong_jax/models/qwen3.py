@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.flash_attention import flash_attention
+from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.kernels.prefix_decode import prefix_decode
 from qwenlong_jax.models import rotary
 from qwenlong_jax.models.moe import MoE
@@ -32,7 +33,7 @@ Attend = Callable[[Array, Array, Array], Array]
 
 def rms_norm(x: Float[Array, "*n D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*n D"]:
   """x / rms(x) * weight, the statistics in float32."""
-  high = x.astype(jnp.float32)
+  high = x.astype(accumulator(x))
   high = high * jax.lax.rsqrt((high * high).mean(-1, keepdims=True) + eps)
   return high.astype(x.dtype) * weight.astype(x.dtype)
 
@@ -170,7 +171,7 @@ class Qwen3(nnx.Module):
 
   def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
     """Float32 logits; for a few tokens at a time (`kernels.token_stats` for many)."""
-    return jnp.matmul(hidden, self.head_weight(), preferred_element_type=jnp.float32)
+    return jnp.matmul(hidden, self.head_weight(), preferred_element_type=accumulator(hidden))
 
   def head_weight(self) -> Float[Array, "D V"]:
     """The output projection in the computation's dtype: the embedding, transposed, where they are tied."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.models.presets import Yarn
 
 
@@ -38,6 +39,6 @@ def angles(
 
 def rotate(x: Float[Array, "n H D"], cos: Float[Array, "n half"], sin: Float[Array, "n half"]) -> Float[Array, "n H D"]:
   """Turns the two halves of each head against each other (Hugging Face's layout), in float32."""
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  first, second = jnp.split(x.astype(accumulator(x)), 2, axis=-1)
   cos, sin = cos[:, None], sin[:, None]
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,11 +1,10 @@
-"""The learner: what a batch's tokens are worth under the policy, and one optimizer step on it.
+"""The learner: one optimizer step on a batch, and what its tokens were worth under the policy before it.
 
 Letters: N rows of L slots, D model width.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,11 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class UpdateMetrics:
-  """Numbers of one update. `applied` is False where nothing was to be learned or the gradient was not finite."""
+  """Numbers of one update, of the policy before it.
+
+  `applied` is False where nothing was to be learned or the gradient was not finite. `logprob` is of each slot's target
+  at the learner's temperature, in nats; 0 in slots that predict nothing.
+  """
 
   loss: Float[Array, ""]
   gradient_norm: Float[Array, ""]
@@ -43,6 +46,7 @@ class UpdateMetrics:
   learned_tokens: Int[Array, ""]
   finite: Array
   applied: Array
+  logprob: Float[Array, "N L"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,6 @@ class Learner:
     self.graph, self._abstract_params = nnx.split(abstract)
     self._create = jax.jit(self._initial, out_shardings=rules.shardings(self.abstract_state(), mesh))
     self._update = jax.jit(self._step, donate_argnums=0)
-    self._stats = jax.jit(self._token_stats, static_argnums=2)
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the state, for creating and restoring it."""
@@ -98,15 +101,6 @@ class Learner:
   def _with_params(self, params: PyTree) -> TrainState:
     return TrainState(step=jnp.int32(0), params=params, optimizer=self.optimizer.init(params))
 
-  def token_stats(
-    self, state: TrainState, batch: TrainBatch, temperature: float | None = None
-  ) -> tuple[Float[Array, "N L"], Float[Array, "N L"]]:
-    """(log-probability of each slot's target, entropy of its distribution), float32 nats, before the update (eq. 11).
-
-    At the learner's temperature unless another is given; 0 in slots that predict nothing.
-    """
-    return self._stats(state.params, self._put(batch), temperature or self.temperature)
-
   def update(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
     """One optimizer step up the objective sum(weight * ratio) (eq. 4); `state` is donated.
 
@@ -127,64 +121,45 @@ class Learner:
       )
     return jax.device_put(batch, rules.rows(self.mesh))
 
-  def _hidden(self, params: PyTree, batch: TrainBatch) -> tuple[Qwen3, Float[Array, "T D"]]:
-    model = nnx.merge(self.graph, params)
-    hidden = model(batch.tokens, batch.position, batch.segment)
-    return model, hidden.reshape(-1, hidden.shape[-1])
-
   def _micro_batches(self, batch: TrainBatch) -> TrainBatch:
     rows = batch.tokens.shape[0]
     return jax.tree.map(lambda x: x.reshape(-1, self.micro_rows or rows, *x.shape[1:]), batch)
 
-  def _over_devices(self, f: Callable, outputs: PyTree) -> Callable:
-    """f(params whole, batch cut over the data axis), each device on its rows."""
-    specs = (PartitionSpec(), PartitionSpec("data"))
-    return jax.shard_map(f, mesh=self.mesh, in_specs=specs, out_specs=outputs)
-
-  def _token_stats(self, params: PyTree, batch: TrainBatch, temperature: float) -> tuple[Array, Array]:
-    def one(params: PyTree, micro: TrainBatch) -> tuple[Array, Array]:
-      model, hidden = self._hidden(params, micro)
-      stats = token_stats(hidden, model.head_weight(), jnp.ravel(micro.target), temperature)
-      return jax.tree.map(lambda x: jnp.where(micro.sample >= 0, x.reshape(micro.tokens.shape), 0.0), stats)
-
-    def local(params: PyTree, batch: TrainBatch) -> tuple[Array, Array]:
-      stats = jax.lax.map(partial(one, params), self._micro_batches(batch))
-      return jax.tree.map(lambda x: x.reshape(batch.tokens.shape), stats)
-
-    return self._over_devices(local, PartitionSpec("data"))(params, batch)
-
-  def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], Float[Array, "4"]]:
-    """(loss, [loss, sum of nll, correct, targets]) of a micro-batch; plain sums, whatever it was cut from."""
-    model, hidden = self._hidden(params, micro)
+  def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], tuple[Array, Array]]:
+    """(loss, ([loss, sum of nll, correct, targets], log-probabilities)) of a micro-batch; plain sums of its slots."""
+    model = nnx.merge(self.graph, params)
+    hidden = model(micro.tokens, micro.position, micro.segment)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
     logprob, _ = token_stats(hidden, model.head_weight(), jnp.ravel(micro.target), self.temperature)
-    logprob = logprob.reshape(micro.tokens.shape)
     real = micro.sample >= 0
+    logprob = jnp.where(real, logprob.reshape(micro.tokens.shape), 0.0)
     terms = surrogate(logprob, jnp.asarray(micro.old_logprob), jnp.asarray(micro.weight), **vars(self.ratio))
     loss = jnp.where(real, terms, 0.0).sum()
-    nll = -jnp.where(real, logprob, 0.0).sum()
     # More than half of the mass on the target: a lower bound of greedy accuracy that needs no logits.
     sure = (real & (logprob > jnp.log(0.5))).sum()
-    return loss, jax.lax.stop_gradient(jnp.stack([loss, nll, sure, real.sum()]).astype(jnp.float32))
+    sums = jnp.stack([loss, -logprob.sum(), sure, real.sum()]).astype(jnp.float32)
+    return loss, jax.lax.stop_gradient((sums, logprob))
 
-  def _gradient(self, params: PyTree, batch: TrainBatch) -> tuple[PyTree, Float[Array, "4"]]:
-    def local(params: PyTree, batch: TrainBatch) -> tuple[PyTree, Array]:
+  def _gradient(self, params: PyTree, batch: TrainBatch) -> tuple[PyTree, Float[Array, "4"], Float[Array, "N L"]]:
+    def local(params: PyTree, batch: TrainBatch) -> tuple[PyTree, Array, Array]:
       # Varying parameters keep the gradient on this device until one sum over all, after the last micro-batch.
       params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
 
-      def accumulate(total: tuple, micro: TrainBatch) -> tuple[tuple, None]:
-        (_, sums), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
-        return jax.tree.map(jnp.add, total, (grads, sums)), None
+      def accumulate(total: tuple, micro: TrainBatch) -> tuple[tuple, Array]:
+        (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
+        return jax.tree.map(jnp.add, total, (grads, sums)), logprob
 
       zeros = (jax.tree.map(jnp.zeros_like, params), jax.lax.pcast(jnp.zeros(4), "data", to="varying"))
-      total, _ = jax.lax.scan(accumulate, zeros, self._micro_batches(batch))
-      return jax.lax.psum(total, "data")
+      total, logprob = jax.lax.scan(accumulate, zeros, self._micro_batches(batch))
+      return *jax.lax.psum(total, "data"), logprob.reshape(batch.tokens.shape)
 
-    return self._over_devices(local, PartitionSpec())(params, batch)
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(local, mesh=self.mesh, in_specs=(whole, rows), out_specs=(whole, whole, rows))(params, batch)
 
   def _step(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
-    grads, sums = self._gradient(state.params, batch)
+    grads, sums, logprob = self._gradient(state.params, batch)
     grads = jax.lax.with_sharding_constraint(grads, rules.shardings(grads, self.mesh))
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     learned = (batch.weight != 0).sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(sums[0])
     applied = finite & (learned > 0)
@@ -204,4 +179,5 @@ class Learner:
       learned_tokens=learned,
       finite=finite,
       applied=applied,
+      logprob=logprob,
     )

@@ -20,13 +20,17 @@ from qwenlong_jax.types import Prompts, Rollout
 
 @dataclass(frozen=True)
 class Sampling:
-  """How responses are drawn: at most `max_tokens` each, ended by one of `stop_ids`, slots after it hold `pad_id`."""
+  """How responses are drawn: at most `max_tokens` each, ended by one of `stop_ids`, slots after it hold `pad_id`.
+
+  Entropies are taken at `entropy_temperature`; 0: at `temperature`.
+  """
 
   temperature: float
   top_p: float
   max_tokens: int
   stop_ids: tuple[int, ...]
   pad_id: int
+  entropy_temperature: float = 0.0
 
   def __post_init__(self) -> None:
     if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
@@ -44,6 +48,7 @@ class Decoding(NamedTuple):
   stopped: Bool[Array, "P G"]
   tokens: Int[Array, "P G R"]
   logprob: Float[Array, "P G R"]
+  entropy: Float[Array, "P G R"]
   keys: Float[Array, "layers P G K R A"]
   values: Float[Array, "layers P G K R A"]
 
@@ -90,6 +95,7 @@ class Engine:
     model = nnx.merge(self.graph, params)
     p, s = prompts.tokens.shape
     r = sampling.max_tokens
+    write = jax.lax.dynamic_update_slice_in_dim
     slots = jnp.broadcast_to(jnp.arange(s), (p, s))
     hidden, prefix = model.prefill(prompts.tokens, slots, jnp.where(slots < prompts.length[:, None], 1, -1))
     last = jnp.take_along_axis(hidden, (prompts.length - 1)[:, None, None], 1)  # [P 1 D]
@@ -98,16 +104,25 @@ class Engine:
     def draw(logits: Float[Array, "P G V"], state: Decoding) -> Decoding:
       """Samples token number `step` of every response that still runs."""
       step_keys = jax.vmap(lambda k: jax.random.fold_in(k, state.step))(keys.reshape(-1))
-      token, logprob = sample(logits.reshape(p * group, -1), step_keys, sampling.temperature, sampling.top_p)
-      token = jnp.where(state.stopped, sampling.pad_id, token.reshape(p, group)).astype(jnp.int32)
-      logprob = jnp.where(state.stopped, 0.0, logprob.reshape(p, group))
-      at = (0, 0, state.step)
+      token, logprob, entropy = (
+        x.reshape(p, group)
+        for x in sample(
+          logits.reshape(p * group, -1),
+          step_keys,
+          sampling.temperature,
+          sampling.top_p,
+          sampling.entropy_temperature,
+        )
+      )
+      token = jnp.where(state.stopped, sampling.pad_id, token).astype(jnp.int32)
+      logprob, entropy = (jnp.where(state.stopped, 0.0, x) for x in (logprob, entropy))
       return state._replace(
         step=state.step + 1,
         last=token,
         stopped=state.stopped | jnp.isin(token, jnp.array(sampling.stop_ids)),
-        tokens=jax.lax.dynamic_update_slice(state.tokens, token[..., None], at),
-        logprob=jax.lax.dynamic_update_slice(state.logprob, logprob[..., None], at),
+        tokens=write(state.tokens, token[..., None], state.step, axis=2),
+        logprob=write(state.logprob, logprob[..., None], state.step, axis=2),
+        entropy=write(state.entropy, entropy[..., None], state.step, axis=2),
       )
 
     def advance(state: Decoding) -> Decoding:
@@ -116,10 +131,8 @@ class Engine:
       hidden, new = model.decode(
         state.last, prefix, prompts.length, (state.keys, state.values), jnp.broadcast_to(written, (p, group))
       )
-      at = (0, 0, 0, 0, written, 0)
       keys, values = (
-        jax.lax.dynamic_update_slice(cache, x[:, :, :, :, None], at)
-        for cache, x in zip((state.keys, state.values), new)
+        write(cache, x[:, :, :, :, None], written, axis=4) for cache, x in zip((state.keys, state.values), new)
       )
       return draw(model.logits(hidden), state._replace(keys=keys, values=values))
 
@@ -131,6 +144,7 @@ class Engine:
       stopped=jnp.zeros((p, group), bool),
       tokens=jnp.full((p, group, r), sampling.pad_id, jnp.int32),
       logprob=jnp.zeros((p, group, r)),
+      entropy=jnp.zeros((p, group, r)),
       keys=empty,
       values=empty,
     )
@@ -143,6 +157,7 @@ class Engine:
       tokens=state.tokens,
       length=length,
       logprob=state.logprob,
+      entropy=state.entropy,
       stopped=state.stopped,
       prefill_tokens=jax.lax.psum(jnp.int32(prompts.tokens.size), "data"),
       decode_steps=jax.lax.pmax(state.step, "data"),

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from qwenlong_jax.kernels.precision import accumulator
+
 _ONE = 0x3F800000  # the bits of 1.0: between two floats in [0, 1] the order of the bits is the order of the numbers
 
 
@@ -33,13 +35,15 @@ def as_float(bits: Int[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def sample(
-  logits: Float[Array, "N V"], keys: Key[Array, "N"], temperature: float, top_p: float
-) -> tuple[Int[Array, "N"], Float[Array, "N"]]:
-  """(token, its log-probability under the full softmax at `temperature`); top-p limits only what is drawn.
+  logits: Float[Array, "N V"], keys: Key[Array, "N"], temperature: float, top_p: float, entropy_temperature: float = 0.0
+) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
+  """(token, its log-probability, entropy) under the full softmax at `temperature`; top-p limits only what is drawn.
 
-  `temperature` 0 takes the most probable token, whose log-probability is then at temperature 1.
+  `temperature` 0 takes the most probable token; its log-probability is then at temperature 1. The entropy is at
+  `entropy_temperature` if that is not 0.
   """
-  logprobs = jax.nn.log_softmax(logits.astype(jnp.float32) / (temperature or 1.0))
+  logits = logits.astype(accumulator(logits))
+  logprobs = jax.nn.log_softmax(logits / (temperature or 1.0))
   if temperature == 0:
     token = logprobs.argmax(1)
   else:
@@ -49,4 +53,6 @@ def sample(
       kept = jnp.where(probs >= nucleus_threshold(probs, top_p), logprobs, -jnp.inf)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
     token = (kept + noise).argmax(1)
-  return token, jnp.take_along_axis(logprobs, token[:, None], 1)[:, 0]
+  spread = jax.nn.log_softmax(logits / entropy_temperature) if entropy_temperature else logprobs
+  entropy = -(jnp.exp(spread) * spread).sum(1)
+  return token, jnp.take_along_axis(logprobs, token[:, None], 1)[:, 0], entropy

@@ -120,6 +120,12 @@ def check(config: ConfigDict) -> None:
   ):
     if value not in allowed:
       raise ValueError(f"{key}={value!r} is not one of {', '.join(allowed)}")
+  for key, value in (
+    ("optimizer.learning_rate", config.optimizer.learning_rate),
+    ("warmstart.learning_rate", config.warmstart.learning_rate),
+  ):
+    if not 0 <= value < float("inf"):
+      raise ValueError(f"{key}={value} must be a finite number of at least 0")
   if not plan_of(config):
     raise ValueError("nothing to do: warmstart.steps is 0 and no stage has steps; set one of them")
   steps, warmup = config.warmstart.steps, config.warmstart.warmup_steps

@@ -21,7 +21,7 @@ from qwenlong_jax.rollout.engine import Engine, Sampling
 from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.stages.session import Session
 from qwenlong_jax.stages.setup import Workshop, data_folder, prompt_slots, tokenize
-from qwenlong_jax.types import TASKS, Example, Rollout, Score, TrainBatch
+from qwenlong_jax.types import TASKS, Example, Rollout, Score
 
 
 def make_learner(shop: Workshop) -> Learner:
@@ -44,7 +44,14 @@ def make_learner(shop: Workshop) -> Learner:
 
 def sampling_of(shop: Workshop, response_tokens: int) -> Sampling:
   settings = shop.config.sampling
-  return Sampling(settings.temperature, settings.top_p, response_tokens, shop.tokenizer.stop_ids, shop.tokenizer.pad_id)
+  return Sampling(
+    settings.temperature,
+    settings.top_p,
+    response_tokens,
+    shop.tokenizer.stop_ids,
+    shop.tokenizer.pad_id,
+    shop.config.entropy.temperature,
+  )
 
 
 def train(
@@ -87,8 +94,7 @@ def train(
       # 6-7. Rows with the prompt once, and the entropy of the policy before the update (eq. 11).
       mask = packing.response_mask(sampled)
       batch = packing.shared_prefix(sampled, shop.tokenizer.pad_id)
-      logprob, token_entropy = token_stats(learner, state, batch, mask, config.entropy.temperature)
-      entropy = aepo.batch_entropy(token_entropy.reshape(-1, mask.shape[2]), mask.reshape(-1, mask.shape[2]))
+      entropy = aepo.batch_entropy(sampled.entropy.reshape(-1, mask.shape[2]), mask.reshape(-1, mask.shape[2]))
 
       # 8. The latch, then what each token weighs in the objective (eqs. 4, 8, 9; section 4.4).
       carry.latch, _ = aepo.latch(carry.latch, entropy, band)
@@ -96,7 +102,7 @@ def train(
       keep = np.ones(reward.shape, bool) if mode == "off" else aepo.keep(advantage, carry.latch, entropy, band, mode)
       indicator = clipping.indicator(
         advantage.reshape(-1),
-        token_entropy.reshape(-1, mask.shape[2]),
+        sampled.entropy.reshape(-1, mask.shape[2]),
         mask.reshape(-1, mask.shape[2]),
         config.clipping.mode,
         config.clipping.tau,
@@ -107,7 +113,8 @@ def train(
       state, update = learner.update(state, packing.with_weights(batch, weight, mask))
       update = jax.device_get(update)
       session.check_finite(bool(update.finite), config.optimizer.nonfinite_limit)
-      row = record(sampled, scores, reward, task, np.abs(logprob - sampled.logprob)[mask])
+      gap = np.abs(packing.unpack(batch, update.logprob, mask) - sampled.logprob)[mask]
+      row = record(sampled, scores, reward, task, gap)
       row |= {
         "stage": name,
         "entropy": entropy,
@@ -146,16 +153,6 @@ def dealt(reward: Float[np.ndarray, "P G"], config: ConfigDict, step: int) -> Fl
   if not config.rewards.shuffle:
     return reward
   return np.random.default_rng([config.seed, step]).permutation(reward.reshape(-1)).reshape(reward.shape)
-
-
-def token_stats(
-  learner: Learner, state: TrainState, batch: TrainBatch, mask: np.ndarray, temperature: float
-) -> tuple[Float[np.ndarray, "P G R"], Float[np.ndarray, "P G R"]]:
-  """(log-probability at the sampling temperature, entropy at `temperature`, 0 being the sampling one) per token."""
-  logprob, entropy = jax.device_get(learner.token_stats(state, batch))
-  if temperature:
-    _, entropy = jax.device_get(learner.token_stats(state, batch, temperature))
-  return packing.unpack(batch, logprob, mask), packing.unpack(batch, entropy, mask)
 
 
 def skipped(weight: np.ndarray, finite: bool) -> str:

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from qwenlong_jax.kernels.flash_attention import IMPLEMENTATIONS, flash_attention, xla
 
 B, L, H, K, D = 2, 37, 4, 2, 8
-BLOCKS = [8, 512]  # five blocks of queries, the last one ragged; and all queries in one
+# (queries in a block, in a band): three bands of up to two blocks, the last of each ragged; and all queries in one.
+BLOCKS = [(8, 16), (512, 512)]
 FORWARD, GRADIENT = 1e-5, 1e-4
 
 
 @pytest.fixture(
-  scope="module", params=[(name, block) for name in IMPLEMENTATIONS for block in (BLOCKS if name == "xla" else [0])]
+  scope="module", params=[(name, block) for name in IMPLEMENTATIONS for block in (BLOCKS if name == "xla" else [()])]
 )
 def run(request):
   """(q, k, v, segment, position, cotangent) -> (out, (dq, dk, dv)) of one implementation at one block size."""
@@ -34,7 +35,8 @@ def compiled(implementation, block):
 
   def patched(*args):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(xla, "BLOCK", block or xla.BLOCK)
+      for name, size in zip(("BLOCK", "BAND"), block):
+        patch.setattr(xla, name, size)
       return run(*args)
 
   return patched
@@ -119,17 +121,20 @@ def test_it_is_the_softmax_over_what_a_slot_sees(run, layout):
 
 @st.composite
 def rows(draw):
-  """Segments and positions of one row: any cut into prefix, branches and padding, its slots in any order."""
+  """Segments and positions of one row: any cut into prefix, branches and padding, the last two also interleaved."""
   cuts = sorted(draw(st.lists(st.integers(0, L), min_size=4, max_size=4)))
-  prefix, *branches, end = np.diff([0, *cuts, L])
-  segment = np.repeat([0, 1, 2, 3, -1], [prefix, *branches, end])
-  position = np.concatenate([np.arange(prefix), *(prefix + np.arange(n) for n in branches), np.arange(end)])
-  order = np.random.default_rng(draw(st.integers(0, 99))).permutation(L) if draw(st.booleans()) else np.arange(L)
-  return segment[order], position[order]
+  prefix = cuts[0]
+  segment = np.repeat([0, 1, 2, 3, -1], np.diff([0, *cuts, L]))
+  if draw(st.booleans()):
+    segment[prefix:] = np.random.default_rng(draw(st.integers(0, 99))).permutation(segment[prefix:])
+  position = np.zeros(L, int)
+  for one in range(-1, 4):
+    position[segment == one] = np.arange((segment == one).sum()) + (prefix if one > 0 else 0)
+  return segment, position
 
 
 @given(st.tuples(rows(), rows()), st.integers(0, 99))
-def test_any_layout_in_any_order_of_slots(run, pair, seed):
+def test_any_layout_in_any_order_of_branches(run, pair, seed):
   segment, position = (np.stack(x) for x in zip(*pair))
   check(run, segment, position, random_inputs(seed))
 
@@ -169,6 +174,7 @@ def test_bfloat16_errs_by_its_rounding_only(run):
 @pytest.mark.parametrize("implementation", sorted(set(IMPLEMENTATIONS) - {"reference"}))
 def test_memory_grows_with_the_length_not_with_its_square(implementation, monkeypatch):
   monkeypatch.setattr(xla, "BLOCK", 64)
+  monkeypatch.setattr(xla, "BANDS", 4)
 
   def temporary(length):
     shape = jax.ShapeDtypeStruct((1, length, 2, D), jnp.float32)
@@ -185,7 +191,7 @@ def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_one
   q, k, v, _ = random_inputs()
   segment, position = (jnp.broadcast_to(x, (B, L)) for x in LAYOUTS["causal"])
   default = jax.jit(flash_attention)(q, k, v, segment, position)
-  np.testing.assert_allclose(default, compiled("reference", 0)(q, k, v, segment, position, q)[0], atol=1e-5, rtol=0)
+  np.testing.assert_allclose(default, compiled("reference", ())(q, k, v, segment, position, q)[0], atol=1e-5, rtol=0)
   with pytest.raises(ValueError, match=r"implementation='cuda' is not one of \['reference', 'xla'"):
     flash_attention(q, k, v, segment, position, implementation="cuda")
 

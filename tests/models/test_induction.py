@@ -42,9 +42,9 @@ def first_layer_attention(model, monkeypatch):
   return weights / weights.sum(-1, keepdims=True)
 
 
-def test_heads_of_key_value_head_n_look_back_by_n_plus_1(models, monkeypatch):
+def test_query_head_n_looks_back_by_n_plus_1(models, monkeypatch):
   plain, helped = (first_layer_attention(model, monkeypatch) for model in models)
-  for head, distance in enumerate([1, 1, 2, 2]):
+  for head, distance in enumerate([1, 2, 3, 4]):
     back = np.diagonal(helped[head], -distance)
     assert back.mean() > 0.7 and back.min() > 0.4
     assert np.diagonal(plain[head], -distance).mean() < 0.2

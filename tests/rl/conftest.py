@@ -73,6 +73,7 @@ def make_rollout(prompts, group, slots, responses, seed=0):
     tokens=np.where(inside, random.integers(1, 37, size), 0),
     length=answer,
     logprob=np.where(inside, random.normal(-3, 1, size), 0).astype(np.float32),
+    entropy=np.where(inside, random.gamma(2, 0.2, size), 0).astype(np.float32),
     stopped=np.ones((prompts, group), bool),
     prefill_tokens=np.int32(prompts * slots),
     decode_steps=np.int32(responses),

@@ -25,6 +25,7 @@ def rollouts(draw):
     tokens=np.where(inside, random.integers(0, 50, (p, g, r)), PAD),
     length=answer,
     logprob=np.where(inside, random.normal(-3, 1, (p, g, r)), 0).astype(np.float32),
+    entropy=np.zeros((p, g, r), np.float32),
     stopped=np.ones((p, g), bool),
     prefill_tokens=np.int32(p * s),
     decode_steps=np.int32(r),

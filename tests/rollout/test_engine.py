@@ -31,7 +31,7 @@ def random_prompts(seed=0, count=P):
 
 @pytest.fixture(scope="module")
 def naive(tiny):
-  """kind -> (tokens, logprob) [P G R]: the prompt repeated for each sample, no cache, no end but the budget's."""
+  """kind -> (tokens, logprob, entropy) [P G R]: the prompt repeated per sample, no cache, no end but the budget's."""
 
   @functools.partial(jax.jit, static_argnums=0)
   def draw(graph, params, rows, length, keys, step):
@@ -47,11 +47,11 @@ def naive(tiny):
     rows = np.repeat(np.pad(prompts.tokens, ((0, 0), (0, R))), G, axis=0)
     start = np.repeat(prompts.length, G)
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(P * G))
-    tokens, logprobs = np.zeros((2, P * G, R))
+    tokens, logprobs, entropies = np.zeros((3, P * G, R))
     for t in range(R):
-      tokens[:, t], logprobs[:, t] = draw(*tiny(kind), rows, start + t, keys, t)
+      tokens[:, t], logprobs[:, t], entropies[:, t] = draw(*tiny(kind), rows, start + t, keys, t)
       rows[np.arange(P * G), start + t] = tokens[:, t]
-    return tokens.reshape(P, G, R).astype(int), logprobs.reshape(P, G, R)
+    return tokens.reshape(P, G, R).astype(int), logprobs.reshape(P, G, R), entropies.reshape(P, G, R)
 
   return run
 
@@ -66,7 +66,7 @@ def sampling(naive):
 
   @functools.cache
   def choose(kind):
-    tokens, _ = naive(kind)
+    tokens, *_ = naive(kind)
     drawn = tokens[[0, 3, 6], 0, [1, 2, 4]] if kind == "moe" else np.unique(tokens[..., 3])
     stop_ids = tuple(drawn.tolist())
     return Sampling(TEMPERATURE, TOP_P, R, stop_ids, PAD if kind == "moe" else stop_ids[0])
@@ -94,8 +94,8 @@ def generate(tiny, engine, sampling):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_draws_what_repeating_the_prompt_and_recomputing_everything_draws(generate, naive, sampling, kind):
-  """Token for token, up to each sample's stop, and log-probabilities to 1e-5; padding after it."""
-  tokens, logprob = naive(kind)
+  """Token for token, up to each sample's stop, log-probabilities and entropies to 1e-5; padding after it."""
+  tokens, logprob, entropy = naive(kind)
   ends = np.isin(tokens, sampling(kind).stop_ids)
   length = np.where(ends.any(2), ends.argmax(2) + 1, R)
   inside = np.arange(R) < length[..., None]
@@ -107,9 +107,12 @@ def test_it_draws_what_repeating_the_prompt_and_recomputing_everything_draws(gen
   np.testing.assert_array_equal(rollout.length, length)
   np.testing.assert_array_equal(rollout.stopped, ends.any(2))
   np.testing.assert_allclose(rollout.logprob, np.where(inside, logprob, 0), atol=1e-5, rtol=0)
-  np.testing.assert_array_equal(rollout.logprob[~inside], 0.0)
+  np.testing.assert_allclose(rollout.entropy, np.where(inside, entropy, 0), atol=1e-5, rtol=0)
+  for values in (rollout.logprob, rollout.entropy):
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values[~inside], 0.0)
   np.testing.assert_array_equal(rollout.prompts.tokens, prompts.tokens)
-  assert rollout.logprob.dtype == np.float32 and rollout.tokens.dtype == np.int32
+  assert rollout.tokens.dtype == np.int32
 
 
 def test_decoding_ends_with_the_last_response_or_the_budget(generate):

@@ -14,7 +14,7 @@ from qwenlong_jax.rollout.sampling import nucleus_threshold, sample
 V = 12
 UNIT = 1024  # probabilities in 1/1024: their sums are exact in float32, in whatever order they are added
 threshold = jax.jit(nucleus_threshold)
-draw = jax.jit(sample, static_argnums=(2, 3))
+draw = jax.jit(sample, static_argnums=(2, 3, 4))
 
 
 def smallest_set(probs, top_p):
@@ -81,7 +81,7 @@ def keys(count):
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (1.0, 0.8), (0.7, 0.95), (2.0, 0.5)])
 def test_tokens_are_drawn_in_proportion_within_the_nucleus_and_never_outside(temperature, top_p):
-  tokens, _ = draw(jnp.broadcast_to(LOGITS, (N, V)), keys(N), temperature, top_p)
+  tokens, *_ = draw(jnp.broadcast_to(LOGITS, (N, V)), keys(N), temperature, top_p)
   probs = np.exp(LOGITS.astype(np.float64) / temperature)
   probs /= probs.sum()
   wanted = np.where(smallest_set(probs, top_p), probs, 0)
@@ -93,16 +93,25 @@ def test_tokens_are_drawn_in_proportion_within_the_nucleus_and_never_outside(tem
 
 def test_the_log_probability_is_of_the_whole_softmax_at_the_temperature():
   logits = np.random.default_rng(1).normal(0, 3, (64, V)).astype(np.float32)
-  tokens, logprob = draw(logits, keys(64), 0.7, 0.6)
+  tokens, logprob, _ = draw(logits, keys(64), 0.7, 0.6)
   z = logits.astype(np.float64) / 0.7
   wanted = z - np.log(np.exp(z).sum(1, keepdims=True))
   np.testing.assert_allclose(logprob, wanted[np.arange(64), tokens], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature, entropy_temperature, at", [(0.7, 0.0, 0.7), (0.7, 1.3, 1.3), (0.0, 0.0, 1.0)])
+def test_the_entropy_is_of_the_whole_softmax_at_its_own_temperature(temperature, entropy_temperature, at):
+  logits = np.random.default_rng(1).normal(0, 3, (64, V)).astype(np.float32)
+  _, _, entropy = draw(logits, keys(64), temperature, 0.6, entropy_temperature)
+  p = np.exp(logits.astype(np.float64) / at)
+  p /= p.sum(1, keepdims=True)
+  np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(1), rtol=1e-5, atol=1e-6)
+
+
 def test_temperature_zero_takes_the_most_probable_token_whatever_the_key():
   logits = np.random.default_rng(2).normal(0, 3, (64, V)).astype(np.float32)
   logits[0] = 0.0  # a tie: the first
-  tokens, logprob = draw(logits, keys(64), 0.0, 0.9)
+  tokens, logprob, _ = draw(logits, keys(64), 0.0, 0.9)
   np.testing.assert_array_equal(tokens, logits.argmax(1))
   wanted = logits - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
   np.testing.assert_allclose(logprob, wanted.max(1), rtol=1e-5, atol=1e-6)
@@ -110,13 +119,13 @@ def test_temperature_zero_takes_the_most_probable_token_whatever_the_key():
 
 def test_a_tiny_top_p_leaves_only_the_most_probable_token():
   logits = np.random.default_rng(3).normal(0, 1, (64, V)).astype(np.float32)
-  tokens, _ = draw(logits, keys(64), 1.0, 1e-6)
+  tokens, *_ = draw(logits, keys(64), 1.0, 1e-6)
   np.testing.assert_array_equal(tokens, logits.argmax(1))
 
 
 def test_a_row_depends_on_its_own_key_and_logits_only():
   logits = np.random.default_rng(4).normal(0, 1, (64, V)).astype(np.float32)
-  together, _ = draw(logits, keys(64), 1.0, 0.9)
+  together, *_ = draw(logits, keys(64), 1.0, 0.9)
   order = np.random.default_rng(5).permutation(64)
-  shuffled, _ = draw(logits[order], keys(64)[order], 1.0, 0.9)
+  shuffled, *_ = draw(logits[order], keys(64)[order], 1.0, 0.9)
   np.testing.assert_array_equal(shuffled, np.asarray(together)[order])

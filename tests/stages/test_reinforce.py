@@ -58,9 +58,6 @@ class Recorder:
   def graph(self):
     return self.learner.graph
 
-  def token_stats(self, *arguments):
-    return self.learner.token_stats(*arguments)
-
   def update(self, state, batch):
     """One step of the real learner; in the steps `poisoned` with a NaN among the weights."""
     if len(self.batches) in self.poisoned:

@@ -64,7 +64,7 @@ def test_provenance_says_how_to_make_the_example_again():
   origin = example.provenance
   seed, number = origin["seed"]
   assert tasks.generate("multi_hop", origin["split"], number + 1, origin["budget"], len, seed)[number] == example
-  assert (origin["generator"], origin["source"]) == ("multi_hop/1", sources.GEONAMES)
+  assert (origin["generator"], origin["source"]) == ("multi_hop/2", sources.GEONAMES)
 
 
 def test_a_budget_too_short_is_named():
