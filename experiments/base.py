@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
 
   c.data = ConfigDict()
   c.data.examples = 2000  # generated per task and stage
+  c.data.worlds = 1  # training examples are of so many worlds: the real one and others with invented names
   c.data.balanced = True  # the same number of every task in a batch (section 2.2); False: as they come
   c.data.shards = 1  # files per task
   c.data.workers = 0  # processes that read ahead

@@ -30,7 +30,13 @@ _DRAWS = 300
 
 
 def generate(
-  task: str, split: str, count: int, budget: int, length: Callable[[str], int] = len, seed: int = 0
+  task: str,
+  split: str,
+  count: int,
+  budget: int,
+  length: Callable[[str], int] = len,
+  seed: int = 0,
+  worlds: int = 1,
 ) -> list[Example]:
   """`count` examples of one task whose context and question together are at most `budget` long.
 
@@ -42,18 +48,19 @@ def generate(
     length: counts a text, such as `lambda text: len(tokenizer.encode(text))`. Called once for each line seen and once
       for each example.
     seed: examples of different seeds differ.
+    worlds: the examples are dealt to so many worlds, the real one first (see data.sources).
 
   Raises:
     ValueError: an unknown task or split, or a budget that is too short for the task or too long for the split's facts.
   """
   if task not in _DRAFT:
     raise ValueError(f"{task=} is none of {', '.join(TASKS)}")
-  facts = sources.load(split)
   costs = Costs(length)
-  return [_example(task, facts, costs, budget, seed, number) for number in range(count)]
+  return [_example(task, split, number % worlds, costs, budget, seed, number) for number in range(count)]
 
 
-def _example(task: str, facts: sources.Facts, costs: Costs, budget: int, seed: int, number: int) -> Example:
+def _example(task: str, split: str, world: int, costs: Costs, budget: int, seed: int, number: int) -> Example:
+  facts = sources.load(split, world)
   rng = np.random.default_rng([seed, TASKS.index(task), sources.SPLITS.index(facts.split), number])
   for _ in range(_DRAWS):
     draft = _DRAFT[task](rng, facts, costs, budget)
@@ -75,6 +82,7 @@ def _example(task: str, facts: sources.Facts, costs: Costs, budget: int, seed: i
         "generator": f"{task}/{VERSION}",
         "seed": [seed, number],
         "split": facts.split,
+        "world": world,
         "budget": budget,
         "facts": draft.used,
       },

@@ -74,14 +74,18 @@ def get_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
 
 
 def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> Path:
-  """The shards of `count` examples per task with prompts of up to `prompt_tokens`, generated once."""
+  """The shards of `count` examples per task with prompts of up to `prompt_tokens`, generated once.
+
+  Only training sees worlds other than the real one.
+  """
   folder = shop.workdir / "data" / f"{split}-{prompt_tokens}-{count}"
   if not folder.exists():
     length = partial(token_count, shop.tokenizer)
+    worlds = shop.config.data.worlds if split == "train" else 1
     examples = [
       example
       for task in TASKS
-      for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed)
+      for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed, worlds)
     ]
     loading.write_shards(folder, examples, shop.config.data.shards)
   return folder

@@ -68,6 +68,30 @@ def test_every_name_is_nfc_and_cannot_be_taken_for_markup():
     assert not set(fact.subject + fact.value) & set(":(),\n<>|?")
 
 
+def test_an_invented_world_is_the_same_map_under_names_that_nothing_bears():
+  real, one, two = (sources.load("train", world) for world in range(3))
+  known = {place.name.casefold() for facts in SPLITS for place in facts.countries + facts.cities}
+  known |= {fact.value.casefold() for facts in SPLITS for c in facts.countries for fact in c.facts.get("capital", ())}
+  for facts in (one, two):
+    assert [len(facts.countries), len(facts.cities)] == [len(real.countries), len(real.cities)]
+    names = [place.name for place in facts.countries + facts.cities]
+    assert len(set(names)) == len(names) and not known & {name.casefold() for name in names}
+    assert {city.country for city in facts.cities} <= {country.name for country in facts.countries}
+    assert facts.passages == real.passages
+    for fact in all_facts(facts):
+      assert unicodedata.is_normalized("NFC", fact.text) and not set(fact.subject + fact.value) & set(":(),\n<>|?")
+  assert len({city.name for city in one.cities} & {city.name for city in two.cities}) < len(one.cities) / 20
+  neighbours = lambda facts: [len(c.facts.get("neighbour", ())) for c in facts.countries]  # noqa: E731
+  assert neighbours(one) == neighbours(two) == neighbours(real)
+
+
+def test_an_invented_capital_is_its_city():
+  facts = sources.load("train", 1)
+  cities = {city.name: city.country for city in facts.cities}
+  found = [(c.name, f.value) for c in facts.countries for f in c.facts.get("capital", ()) if f.value in cities]
+  assert len(found) > len(facts.countries) / 2 and all(cities[capital] == country for country, capital in found)
+
+
 def test_an_unknown_split_is_named():
   with pytest.raises(ValueError, match="split='dev' is none of train, validation, test"):
     sources.load("dev")

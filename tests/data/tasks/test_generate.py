@@ -67,6 +67,16 @@ def test_provenance_says_how_to_make_the_example_again():
   assert (origin["generator"], origin["source"]) == ("multi_hop/2", sources.GEONAMES)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_examples_are_dealt_to_worlds_of_which_the_first_is_real(task):
+  alone = tasks.generate(task, "train", 6, 300, len, seed=8)
+  dealt = tasks.generate(task, "train", 6, 300, len, seed=8, worlds=3)
+  assert [e.provenance["world"] for e in dealt] == [0, 1, 2, 0, 1, 2]
+  assert dealt[0] == alone[0] and dealt[3] == alone[3]
+  if task != "reading_comprehension":  # Its documents are the same in every world.
+    assert not {e.context for e in dealt[1:3]} & {e.context for e in alone}
+
+
 def test_a_budget_too_short_is_named():
   with pytest.raises(ValueError, match=r"no multi_hop example of the train split fits budget=20.*raise the budget"):
     tasks.generate("multi_hop", "train", 1, 20)

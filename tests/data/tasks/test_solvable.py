@@ -11,7 +11,7 @@ settings = pytest.mark.parametrize(("split", "budget"), SETTINGS)
 
 
 def made(task, split, budget):
-  return tasks.generate(task, split, 60, budget, len, seed=11)
+  return tasks.generate(task, split, 60, budget, len, seed=11, worlds=2)
 
 
 def looked_up(key, context):
