@@ -39,7 +39,7 @@ def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> t
     return _map(block, (q, *_blocks(segment_q, position_q)))
 
   bands = _bands(q, k, v, segment, position)
-  out = jnp.concatenate([_untile(jax.lax.map(row, args), q[:, queries]) for queries, _, args in bands], axis=1)
+  out = jnp.concatenate([_untile(_map(row, args), q[:, queries]) for queries, _, args in bands], axis=1)
   # Only padding sees nothing (a slot sees itself); its weights are meaningless.
   out = jnp.where(segment[:, :, None, None] >= 0, out, 0)
   return out, (q, k, v, segment, position, out)
@@ -70,7 +70,7 @@ def _backward(residuals: tuple, gradient: Float[Array, "B L H D"]) -> tuple:
   delta = (gradient.astype(accumulator(out)) * out).sum(-1, keepdims=True)
   dq, dk, dv = [], *(jnp.zeros(jnp.moveaxis(x, 1, 2).shape, accumulator(x)) for x in (k, v))
   for queries, keys, args in _bands(q, k, v, segment, position, gradient, delta):
-    tile, *totals = jax.lax.map(row, args)
+    tile, *totals = _map(row, args)
     dq.append(_untile(tile, q[:, queries]))
     dk, dv = (x.at[:, :, keys].add(y) for x, y in zip((dk, dv), totals))
   dq = jnp.concatenate(dq, axis=1) * q.shape[-1] ** -0.5

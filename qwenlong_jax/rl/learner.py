@@ -35,8 +35,9 @@ class TrainState:
 class UpdateMetrics:
   """Numbers of one update, of the policy before it.
 
-  `applied` is False where nothing was to be learned or the gradient was not finite. `logprob` is of each slot's target
-  at the learner's temperature, in nats; 0 in slots that predict nothing.
+  `applied` is False where nothing was to be learned or the gradient was not finite. `nll` and `accuracy` are of the rows
+  that were computed: those with any weight, and what fills up the last micro-batch. `logprob` is of each slot's target
+  at the learner's temperature, in nats; 0 in slots that predict nothing and in rows that were not computed.
   """
 
   loss: Float[Array, ""]
@@ -71,7 +72,10 @@ class Learner:
     micro_rows: int | None = None,
     ratio: Ratio | None = None,
   ):
-    """`create(key)` builds the model; `micro_rows` rows per device go through it at a time (None: all of them)."""
+    """`create(key)` builds the model; `micro_rows` rows per device go through it at a time (None: all of them).
+
+    Micro-batches of rows without any weight (zero-variance groups, masked ones) are not computed at all.
+    """
     self.create, self.optimizer, self.mesh = create, optimizer, mesh
     self.temperature, self.micro_rows, self.ratio = temperature, micro_rows, ratio or Ratio()
     abstract = jax.eval_shape(create, jax.random.key(0))
@@ -121,10 +125,6 @@ class Learner:
       )
     return jax.device_put(batch, rules.rows(self.mesh))
 
-  def _micro_batches(self, batch: TrainBatch) -> TrainBatch:
-    rows = batch.tokens.shape[0]
-    return jax.tree.map(lambda x: x.reshape(-1, self.micro_rows or rows, *x.shape[1:]), batch)
-
   def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], tuple[Array, Array]]:
     """(loss, ([loss, sum of nll, correct, targets], log-probabilities)) of a micro-batch; plain sums of its slots."""
     model = nnx.merge(self.graph, params)
@@ -145,13 +145,23 @@ class Learner:
       # Varying parameters keep the gradient on this device until one sum over all, after the last micro-batch.
       params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
 
-      def accumulate(total: tuple, micro: TrainBatch) -> tuple[tuple, Array]:
-        (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
-        return jax.tree.map(jnp.add, total, (grads, sums)), logprob
+      rows = batch.tokens.shape[0]
+      size = self.micro_rows or rows
+      # A row without weight has no gradient: such rows come last, and the loop ends before them.
+      weighs = (batch.weight != 0).any(axis=1)
+      order = jnp.argsort(~weighs, stable=True)
 
-      zeros = (jax.tree.map(jnp.zeros_like, params), jax.lax.pcast(jnp.zeros(4), "data", to="varying"))
-      total, logprob = jax.lax.scan(accumulate, zeros, self._micro_batches(batch))
-      return *jax.lax.psum(total, "data"), logprob.reshape(batch.tokens.shape)
+      def accumulate(index: Array, carry: tuple) -> tuple:
+        total, logprobs = carry
+        chosen = jax.lax.dynamic_slice_in_dim(order, index * size, size)
+        micro = jax.tree.map(lambda x: x[chosen], batch)
+        (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
+        return jax.tree.map(jnp.add, total, (grads, sums)), logprobs.at[chosen].set(logprob)
+
+      sums, logprobs = (jax.lax.pcast(jnp.zeros(n), "data", to="varying") for n in (4, batch.weight.shape))
+      zeros = (jax.tree.map(jnp.zeros_like, params), sums)
+      total, logprobs = jax.lax.fori_loop(0, -(-weighs.sum() // size), accumulate, (zeros, logprobs))
+      return *jax.lax.psum(total, "data"), logprobs
 
     whole, rows = PartitionSpec(), PartitionSpec("data")
     return jax.shard_map(local, mesh=self.mesh, in_specs=(whole, rows), out_specs=(whole, whole, rows))(params, batch)

@@ -113,7 +113,8 @@ def train(
       state, update = learner.update(state, packing.with_weights(batch, weight, mask))
       update = jax.device_get(update)
       session.check_finite(bool(update.finite), config.optimizer.nonfinite_limit)
-      gap = np.abs(packing.unpack(batch, update.logprob, mask) - sampled.logprob)[mask]
+      learned = mask & (weight != 0).any(axis=(1, 2), keepdims=True)  # The learner computes no other rows.
+      gap = np.abs(packing.unpack(batch, update.logprob, mask) - sampled.logprob)[learned]
       row = record(sampled, scores, reward, task, gap)
       row |= {
         "stage": name,
@@ -165,15 +166,15 @@ def skipped(weight: np.ndarray, finite: bool) -> str:
 def record(
   sampled: Rollout, scores: list[list[Score]], reward: np.ndarray, task: np.ndarray, gap: np.ndarray
 ) -> dict[str, Any]:
-  """What a batch of rollouts looked like; `gap` is |sampler - trainer| of every sampled token's log-probability."""
+  """What a batch of rollouts looked like; `gap` is |sampler - trainer| of each learned token's log-probability."""
   failures = Counter(one.failure for group in scores for one in group if one.failure)
   return {
     "reward": float(reward.mean()),
     "reward_by_task": {TASKS[t]: float(reward[task == t].mean()) for t in np.unique(task)},
     "response_length": float(sampled.length.mean()),
     "stopped_fraction": float(sampled.stopped.mean()),
-    "gap_mean": float(gap.mean()),
-    "gap_max": float(gap.max()),
+    "gap_mean": float(gap.mean()) if gap.size else None,
+    "gap_max": float(gap.max()) if gap.size else None,
     "prefill_tokens": int(sampled.prefill_tokens),
     "failures": dict(failures),
   }

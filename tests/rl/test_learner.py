@@ -192,6 +192,24 @@ def test_log_probabilities_are_those_of_each_sample_alone_before_the_update(
   np.testing.assert_array_equal(logprob[batch.sample < 0], 0.0)
 
 
+@pytest.mark.parametrize("devices, micro_rows, computed", [(1, 1, 3), (1, 2, 4), (1, None, 8), (2, 1, 3), (8, None, 3)])
+def test_rows_without_weight_are_not_computed_and_change_nothing(
+  learner, params, batch, gradient, close, devices, micro_rows, computed
+):
+  """A micro-batch is computed if any of its rows has weight; those with weight come first, on each device."""
+  heavy = np.isin(np.arange(ROWS), [1, 3, 6])
+  sparse = dataclasses.replace(batch, weight=np.where(heavy[:, None], batch.weight, 0).astype(np.float32))
+  one = learner(KIND, devices, micro_rows)
+  logprob = np.asarray(one.update(one.state_of(params(KIND)), sparse)[1].logprob)
+  done = (logprob != 0).any(axis=1)
+  assert done[heavy].all() and done.sum() == computed
+  everything = np.asarray(learner(KIND).update(learner(KIND).state_of(params(KIND)), batch)[1].logprob)
+  np.testing.assert_allclose(logprob[done], everything[done], atol=1e-5, rtol=0)
+
+  alone = TrainBatch(**{name: value[heavy] for name, value in vars(sparse).items()})
+  close(gradient(one, params(KIND), sparse), gradient(learner(KIND), params(KIND), alone), 1e-5)
+
+
 def test_the_metrics_say_what_the_update_did(tiny_config, learner, params, batch, whole):
   one = learner(KIND)
   silent = batch.weight.copy()

@@ -57,7 +57,8 @@ def gap(request):
       sampled = jax.device_get(
         Engine(learner.graph, make_mesh(1)).generate(params, prompts, jax.random.key(2), group=G, sampling=sampling)
       )
-      batch, mask = packing.shared_prefix(sampled, V - 1), packing.response_mask(sampled)
+      mask = packing.response_mask(sampled)
+      batch = packing.with_weights(packing.shared_prefix(sampled, V - 1), np.ones(mask.shape), mask)
       logprob = jax.device_get(learner.update(learner.state_of(params), batch)[1].logprob)
       at, inside = packing.slots_of(batch, mask)
       assert logprob.dtype == sampled.logprob.dtype == dtype
