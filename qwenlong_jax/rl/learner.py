@@ -35,8 +35,8 @@ class TrainState:
 class UpdateMetrics:
   """Numbers of one update, of the policy before it.
 
-  `applied` is False where nothing was to be learned or the gradient was not finite. `nll` and `accuracy` are of the rows
-  that were computed: those with any weight, and what fills up the last micro-batch. `logprob` is of each slot's target
+  `applied` is False where nothing was to be learned or the gradient was not finite. `nll` and `accuracy` are of rows
+  that were computed: those with any weight, and what fills up the last micro-batch. `logprob` is of a slot's target
   at the learner's temperature, in nats; 0 in slots that predict nothing and in rows that were not computed.
   """
 
