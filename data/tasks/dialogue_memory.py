@@ -6,7 +6,7 @@
     Ana: I visit Quito
     ...
 
-Plans change: earlier statements of the same person stay in the dialogue and are wrong. Places are real, people are not.
+Plans change: earlier statements of the same person stay in the dialogue and are wrong. The people are invented.
 """
 
 import numpy as np

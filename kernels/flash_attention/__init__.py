@@ -29,6 +29,8 @@ def flash_attention(
 ) -> Float[Array, "B L H D"]:
   """Softmax attention, scaled by D**-0.5, accumulated in float32; a slot that sees nothing gives 0.
 
+  Slots must be in order (see above): what an implementation gives where the mask shows a later slot is undefined.
+
   Raises:
     ValueError: the query heads do not divide into the key-value heads, or the shapes disagree.
   """

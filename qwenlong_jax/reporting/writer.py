@@ -11,9 +11,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-# Steps over which the console averages the seconds of a step for the time left.
+# Steps whose median seconds the console takes for the time left: the first of a stage compiles and is an outlier.
 WINDOW = 20
 
 
@@ -22,7 +23,8 @@ class StepMetrics:
   """The numbers of one step; None where a stage does not have one (`nll` and `accuracy` are the warm start's).
 
   Entropy, gaps and nll in nats; lengths and counts in tokens or samples; fractions in [0, 1]. `gap_*` is
-  |log-probability under the sampler - under the trainer|. `skipped` is "", "nothing_to_learn" or "nonfinite".
+  |log-probability under the sampler - under the trainer|, of groups that something is learned from. `skipped` is "",
+  "nothing_to_learn" or "nonfinite".
   `compilations` counts those since the previous row; it is written to timing.jsonl, because a restart adds some.
   Scalars of numpy or JAX are accepted everywhere.
   """
@@ -120,7 +122,6 @@ class Reporter:
     self._last_step = self._keep(resume_at)
     self._rows = resume_at or 0
     self._recent: deque[float] = deque(maxlen=WINDOW)
-    self._stage = ""
     self._metrics = open(self._metrics_path, "ab")  # noqa: SIM115 (open for the life of the run)
     self._timing = open(self._timing_path, "ab")  # noqa: SIM115
     purge = None if resume_at is None else self._last_step + 1
@@ -167,11 +168,8 @@ class Reporter:
     self._append(self._metrics, row)
     self._rows, self._last_step = self._rows + 1, row["step"]
     self._scalars(row, seconds, rate)
-    if row["stage"] != self._stage:
-      self._stage = row["stage"]
-      self._recent.clear()
     self._recent.append(seconds)
-    left = None if total_steps is None else (total_steps - 1 - row["step"]) * sum(self._recent) / len(self._recent)
+    left = None if total_steps is None else (total_steps - 1 - row["step"]) * median(self._recent)
     print(progress_line(row, seconds=seconds, rate=rate, total_steps=total_steps, left=left), flush=True)
 
   def _append(self, file: Any, row: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The learner: one optimizer step on a batch, and what its tokens were worth under the policy before it.
 
-Letters: N rows of L slots, D model width.
+Letters: N rows of L slots.
 """
 
 from collections.abc import Callable
@@ -74,7 +74,8 @@ class Learner:
   ):
     """`create(key)` builds the model; `micro_rows` rows per device go through it at a time (None: all of them).
 
-    Micro-batches of rows without any weight (zero-variance groups, masked ones) are not computed at all.
+    Micro-batches of rows without any weight (zero-variance groups, masked ones) are not computed; each device skips its
+    own, so that a step lasts as long as the device with the most left.
     """
     self.create, self.optimizer, self.mesh = create, optimizer, mesh
     self.temperature, self.micro_rows, self.ratio = temperature, micro_rows, ratio or Ratio()

@@ -22,7 +22,7 @@ from qwenlong_jax.types import Prompts, Rollout
 class Sampling:
   """How responses are drawn: at most `max_tokens` each, ended by one of `stop_ids`, slots after it hold `pad_id`.
 
-  Entropies are taken at `entropy_temperature`; 0: at `temperature`.
+  Entropies are taken at `entropy_temperature`; 0: at `temperature`, or at 1 where that is 0 too.
   """
 
   temperature: float
@@ -33,11 +33,13 @@ class Sampling:
   entropy_temperature: float = 0.0
 
   def __post_init__(self) -> None:
-    if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+    if not 0 <= self.temperature < np.inf or not 0 < self.top_p <= 1 or self.max_tokens < 1:
       raise ValueError(
         f"sampling.temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
         f"max_tokens={self.max_tokens} >= 1"
       )
+    if not 0 <= self.entropy_temperature < np.inf:
+      raise ValueError(f"entropy.temperature={self.entropy_temperature} must be >= 0 (0: the sampling temperature)")
 
 
 class Decoding(NamedTuple):

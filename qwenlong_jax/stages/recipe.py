@@ -126,6 +126,8 @@ def check(config: ConfigDict) -> None:
   ):
     if not 0 <= value < float("inf"):
       raise ValueError(f"{key}={value} must be a finite number of at least 0")
+  if config.data.worlds < 1:
+    raise ValueError(f"data.worlds={config.data.worlds} must be at least 1, the real one")
   if not plan_of(config):
     raise ValueError("nothing to do: warmstart.steps is 0 and no stage has steps; set one of them")
   steps, warmup = config.warmstart.steps, config.warmstart.warmup_steps

@@ -113,7 +113,7 @@ def train(
       state, update = learner.update(state, packing.with_weights(batch, weight, mask))
       update = jax.device_get(update)
       session.check_finite(bool(update.finite), config.optimizer.nonfinite_limit)
-      learned = mask & (weight != 0).any(axis=(1, 2), keepdims=True)  # The learner computes no other rows.
+      learned = mask & (weight != 0).any(axis=(1, 2), keepdims=True)  # Other rows may not be computed.
       gap = np.abs(packing.unpack(batch, update.logprob, mask) - sampled.logprob)[learned]
       row = record(sampled, scores, reward, task, gap)
       row |= {
@@ -166,7 +166,7 @@ def skipped(weight: np.ndarray, finite: bool) -> str:
 def record(
   sampled: Rollout, scores: list[list[Score]], reward: np.ndarray, task: np.ndarray, gap: np.ndarray
 ) -> dict[str, Any]:
-  """What a batch of rollouts looked like; `gap` is |sampler - trainer| of each learned token's log-probability."""
+  """What a batch of rollouts looked like; `gap` is |sampler - trainer| of the log-probabilities that both computed."""
   failures = Counter(one.failure for group in scores for one in group if one.failure)
   return {
     "reward": float(reward.mean()),

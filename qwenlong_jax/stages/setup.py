@@ -78,10 +78,10 @@ def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> P
 
   Only training sees worlds other than the real one.
   """
-  folder = shop.workdir / "data" / f"{split}-{prompt_tokens}-{count}"
+  worlds = shop.config.data.worlds if split == "train" else 1
+  folder = shop.workdir / "data" / f"{split}-{prompt_tokens}-{count}-{worlds}"
   if not folder.exists():
     length = partial(token_count, shop.tokenizer)
-    worlds = shop.config.data.worlds if split == "train" else 1
     examples = [
       example
       for task in TASKS

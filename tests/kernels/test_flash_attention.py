@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from qwenlong_jax.kernels.flash_attention import IMPLEMENTATIONS, flash_attention, xla
 
 B, L, H, K, D = 2, 37, 4, 2, 8
-# (queries in a block, in a band): three bands of up to two blocks, the last of each ragged; and all queries in one.
-BLOCKS = [(8, 16), (512, 512)]
+# (BLOCK, BAND, BANDS): bands of ragged blocks; bands longer than BAND, for they may be but three; all in one.
+BLOCKS = [(6, 16, 8), (8, 4, 3), (512, 512, 8)]
 FORWARD, GRADIENT = 1e-5, 1e-4
 
 
@@ -35,7 +35,7 @@ def compiled(implementation, block):
 
   def patched(*args):
     with pytest.MonkeyPatch.context() as patch:
-      for name, size in zip(("BLOCK", "BAND"), block):
+      for name, size in zip(("BLOCK", "BAND", "BANDS"), block):
         patch.setattr(xla, name, size)
       return run(*args)
 

@@ -42,6 +42,14 @@ def seen(batch, row, slot):
   return batch.tokens[row, at].tolist()
 
 
+def in_order(batch):
+  """No slot sees a later one: what flash_attention asks of its rows."""
+  slot = np.arange(batch.tokens.shape[1])
+  one, other = batch.segment[:, :, None], batch.segment[:, None, :]
+  seen = (one >= 0) & ((other == one) | (other == 0)) & (batch.position[:, None, :] <= batch.position[:, :, None])
+  return not (seen & (slot[:, None] < slot)).any()
+
+
 @given(rollouts())
 def test_every_response_token_is_predicted_once_from_all_that_came_before_it(rollout):
   batch = packing.shared_prefix(rollout, PAD)
@@ -70,6 +78,7 @@ def test_a_prompt_is_held_once_and_empty_slots_hold_nothing(rollout):
     np.testing.assert_array_equal(batch.tokens[row, shared], rollout.prompts.tokens[row, : length - 1])
     assert (batch.sample[row, shared] == -1).all()
     assert shared.sum() + rollout.length[row].sum() == (batch.segment[row] >= 0).sum()
+  assert in_order(batch)
   empty = batch.segment == -1
   assert (batch.tokens[empty] == PAD).all() and (batch.sample[empty] == -1).all()
   for values in (batch.weight, batch.old_logprob, batch.target):

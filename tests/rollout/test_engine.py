@@ -206,8 +206,18 @@ def test_a_prompt_that_is_empty_or_longer_than_its_slots_is_refused(generate, le
     generate("moe", prompts)
 
 
-@pytest.mark.parametrize("change", [{"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"temperature": -0.1},
+    {"top_p": 0.0},
+    {"top_p": 1.1},
+    {"max_tokens": 0},
+    {"entropy_temperature": -1.0},
+    {"entropy_temperature": float("nan")},
+  ],
+)
 def test_sampling_outside_its_bounds_is_refused(change):
   ((name, value),) = change.items()
-  with pytest.raises(ValueError, match=rf"{name}={value}"):
+  with pytest.raises(ValueError, match=rf"{name.replace('_t', '.t')}={value}"):
     Sampling(**{"temperature": 0.7, "top_p": 0.9, "max_tokens": R, "stop_ids": (), "pad_id": PAD} | change)

@@ -70,6 +70,7 @@ def test_an_experiment_loads_locks_and_passes_the_checks(path):
     ({"clipping": {"mode": "high"}}, r"clipping.mode='high' is not one of none, token_high"),
     ({"loss": {"normalizer": "token"}}, r"loss.normalizer='token' is not one of group, batch, sequence"),
     ({"optimizer": {"learning_rate": float("inf")}}, r"optimizer.learning_rate=inf must be a finite number"),
+    ({"data": {"worlds": 0}}, r"data.worlds=0 must be at least 1, the real one"),
     ({"warmstart": {"learning_rate": -1.0}}, r"warmstart.learning_rate=-1.0 must be a finite number"),
     ({"warmstart": {"warmup_steps": 6}}, r"warmstart.warmup_steps=6 must be fewer than warmstart.steps=6"),
     ({"evaluation": {"prompt_tokens": (80, 100)}}, r"evaluation.prompts=5 do not divide over the 2 lengths"),

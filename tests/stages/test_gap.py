@@ -33,8 +33,12 @@ def gap(request):
   """dtype -> |sampler - trainer| of every sampled token's log-probability."""
   config = dataclasses.replace(PRESETS["tiny"], **SHAPE, num_experts=request.param, initializer_range=0.25)
 
+  sharpened = set()
+
   def sharpen(path, x):
-    return x * SHARPENED.get(path[-2].key if hasattr(path[-2], "key") else "", 1.0)
+    name = next((name for name in SHARPENED if f"'{name}'" in jax.tree_util.keystr(path)), "")
+    sharpened.update({name} - {""})
+    return x * SHARPENED.get(name, 1.0)
 
   @functools.cache
   def measure(dtype):
@@ -49,6 +53,7 @@ def gap(request):
         lambda x: jnp.asarray(np.float32(draw(0, 0.25, x.shape) + (x.ndim < 3 and x.shape[0] != V)), x.dtype), shapes
       )
       params = jax.tree_util.tree_map_with_path(sharpen, params)
+      assert sharpened == set(SHARPENED)
       random = np.random.default_rng(1)
       prompts = Prompts(
         random.integers(0, V - 1, (P, S)).astype(np.int32), random.integers(S // 2, S + 1, P).astype(np.int32)

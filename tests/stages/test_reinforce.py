@@ -33,6 +33,8 @@ def shop(tmp_path_factory):
   config.optimizer.learning_rate = 2e-2
   config.aepo.low, config.aepo.high = LOW, HIGH
   config.batch.prompts = P
+  config.batch.micro_rows = 1
+  config.entropy.temperature = 0.9
   config.stages.one.steps = STEPS
   return setup.workshop(config.lock(), tmp_path_factory.mktemp("work"))
 
@@ -145,6 +147,9 @@ def test_every_row_is_what_its_rollouts_rewards_and_entropies_say(shop, play):
     assert row["loss"] == pytest.approx(expected.pop("loss"), rel=1e-5, abs=1e-7)
     assert {name: row[name] for name in expected} == expected
     assert row["reward"] == pytest.approx(np.mean(reward))
+    inside = np.arange(sampled.tokens.shape[2]) < sampled.length[..., None]
+    means = [values[real].mean() for values, real in zip(sampled.entropy.reshape(P * G, -1), inside.reshape(P * G, -1))]
+    assert row["entropy"] == pytest.approx(np.mean(means), rel=1e-5)
     assert row["reward_by_task"] == {
       task: pytest.approx(np.mean([group for group, other in zip(reward, tasks) if other == task])) for task in tasks
     }
@@ -158,6 +163,10 @@ def test_every_row_is_what_its_rollouts_rewards_and_entropies_say(shop, play):
   assert len(run.rows) == STEPS
   assert set(latches) == {0, 1}, f"the test's band is never left: {[row['entropy'] for row in run.rows]}"
   assert max(row["gap_max"] for row in run.rows) < 1e-5
+
+
+def test_the_entropys_own_temperature_reaches_the_sampler(shop):
+  assert reinforce.sampling_of(shop, 8).entropy_temperature == 0.9
 
 
 def test_a_batch_holds_every_task_and_every_response_is_to_its_own_prompt(shop, play):
@@ -178,6 +187,7 @@ def test_where_all_rewards_are_equal_nothing_changes_but_the_step(play):
   assert [row["skipped"] for row in run.rows] == ["nothing_to_learn"] * 2
   assert all((row["loss"], row["gradient_norm"], row["learned_tokens"]) == (0, 0, 0) for row in run.rows)
   assert all(row["zero_variance_groups"] == P for row in run.rows)
+  assert all(row.get("gap_max") is None for row in run.rows)  # The learner computed nothing to compare with.
   before, *after = run.recorder.states
   for number, state in enumerate(after, 1):
     assert same_bits(state.params, before.params) and same_bits(state.optimizer, before.optimizer)

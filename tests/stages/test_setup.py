@@ -1,5 +1,6 @@
 """Inputs that cannot be used are named before a model computes anything."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import small
 
+from qwenlong_jax.data import loading
 from qwenlong_jax.models.presets import PRESETS, to_hf
 from qwenlong_jax.stages import recipe, setup, warmstart
 from qwenlong_jax.stages.session import Carry
@@ -40,8 +42,18 @@ def test_an_unreadable_shard_stops_the_stage_that_reads_it(shop):
 
 
 def test_an_empty_data_set_is_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"no examples to write to .*train-80-0; generate some first"):
+  with pytest.raises(ValueError, match=r"no examples to write to .*train-80-0-1; generate some first"):
     recipe.run(changed(data={"examples": 0}), tmp_path)
+
+
+def test_only_training_sees_invented_worlds(shop):
+  config = shop.config.copy_and_resolve_references()
+  config.data.worlds = 2
+  own = dataclasses.replace(shop, config=config.lock())
+  for split, worlds in (("train", {0, 1}), ("validation", {0}), ("test", {0})):
+    folder = setup.data_folder(own, split, 80, 10)
+    assert {example.provenance["world"] for example in loading.read_all(folder)} == worlds
+  assert setup.data_folder(shop, "train", 80, 10) != setup.data_folder(own, "train", 80, 10)
 
 
 def test_a_tokenizer_without_the_tokens_of_thinking_is_refused(shop, tmp_path):

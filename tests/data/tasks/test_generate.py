@@ -65,6 +65,9 @@ def test_provenance_says_how_to_make_the_example_again():
   seed, number = origin["seed"]
   assert tasks.generate("multi_hop", origin["split"], number + 1, origin["budget"], len, seed)[number] == example
   assert (origin["generator"], origin["source"]) == ("multi_hop/2", sources.GEONAMES)
+  invented = tasks.generate("multi_hop", "train", 4, 400, len, seed=8, worlds=3)[2]
+  again = tasks.generate("multi_hop", "train", 4, 400, len, seed=8, worlds=invented.provenance["worlds"])
+  assert again[2] == invented and invented.provenance["source"] == sources.INVENTED
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -72,9 +75,16 @@ def test_examples_are_dealt_to_worlds_of_which_the_first_is_real(task):
   alone = tasks.generate(task, "train", 6, 300, len, seed=8)
   dealt = tasks.generate(task, "train", 6, 300, len, seed=8, worlds=3)
   assert [e.provenance["world"] for e in dealt] == [0, 1, 2, 0, 1, 2]
-  assert dealt[0] == alone[0] and dealt[3] == alone[3]
+  for number in (0, 3):
+    assert (dealt[number].context, dealt[number].answer) == (alone[number].context, alone[number].answer)
+  assert len({e.id for e in alone + dealt}) == 10
   if task != "reading_comprehension":  # Its documents are the same in every world.
     assert not {e.context for e in dealt[1:3]} & {e.context for e in alone}
+
+
+def test_no_world_is_refused():
+  with pytest.raises(ValueError, match=r"data.worlds=0 must be at least 1, the real one"):
+    tasks.generate("multi_hop", "train", 1, 300, worlds=0)
 
 
 def test_a_budget_too_short_is_named():
