@@ -53,8 +53,9 @@ def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
           state = warmstart.train(shop, session, learner, state)
         else:
           state = reinforce.train(shop, session, learner, state, name=name, number=number, first=first)
-        if number + 1 < len(plan):
-          state = enter(learner, learners[plan[number + 1][0]], state)
+        # After the last stage too: a run can be given another one.
+        following = learners[plan[number + 1][0]] if number + 1 < len(plan) else learner
+        state = enter(learner, following, state)
         session.finish_stage(end, state)
         if name == until:
           evaluate.run(shop, learner, state.params, name=name, step=end, number=number + 1)

@@ -146,6 +146,14 @@ def test_a_run_does_every_step_of_every_stage_and_really_learns(uninterrupted):
   assert any("params" in name for name in names) and any("optimizer" in name for name in names)
 
 
+def test_a_finished_run_goes_on_with_a_stage_that_it_is_given(environment, uninterrupted, tmp_path):
+  run = Run(tmp_path / "run", environment)
+  run.finish("--config.stages.two.steps=0")
+  (run.workdir / "config.json").unlink()  # Other settings in one workdir are refused; who deletes it means it.
+  run.finish()
+  assert_same_run(run.workdir, uninterrupted)
+
+
 def test_sampler_and_trainer_agree_on_every_token(uninterrupted):
   gaps = [row["gap_max"] for row in rows(uninterrupted, "metrics.jsonl") if row["stage"] != "warmstart"]
   assert len(gaps) == 8 and 0 < max(gaps) < 1e-5
