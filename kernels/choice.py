@@ -1,18 +1,22 @@
-"""How every door picks an implementation: by name, or the first of its table that this backend runs."""
+"""How every door picks an implementation: by name, or the one that its table prefers on this backend."""
 
 from collections.abc import Callable, Mapping
 
 import jax
 
+from qwenlong_jax.kernels import chip
+
 
 def choose(name: str | None, implementations: Mapping[str, Callable], preferred: Mapping[str, str]) -> Callable:
   """The implementation called `name`; None takes `preferred[backend]` (key "default" where the backend is not listed).
+
+  The backend is that of the mesh in context, so that a program compiled elsewhere for a TPU is the TPU's.
 
   Raises:
     ValueError: `name` is not one of `implementations`.
   """
   if name is None:
-    name = preferred.get(jax.default_backend(), preferred["default"])
+    name = preferred.get("tpu" if chip.tpu() else jax.default_backend(), preferred["default"])
   if name not in implementations:
     raise ValueError(f"implementation={name!r} is not one of {sorted(implementations)}")
   return implementations[name]

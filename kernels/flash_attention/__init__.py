@@ -13,9 +13,13 @@ from collections.abc import Callable
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
-from qwenlong_jax.kernels.flash_attention import reference, xla
+from qwenlong_jax.kernels.flash_attention import pallas_tpu, reference, xla
 
-IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference.attention, "xla": xla.attention}
+IMPLEMENTATIONS: dict[str, Callable] = {
+  "reference": reference.attention,
+  "xla": xla.attention,
+  "pallas_tpu": pallas_tpu.attention,
+}
 
 
 def flash_attention(
@@ -32,12 +36,32 @@ def flash_attention(
   Slots must be in order (see above): what an implementation gives where the mask shows a later slot is undefined.
 
   Raises:
-    ValueError: the query heads do not divide into the key-value heads, or the shapes disagree.
+    ValueError: the query heads do not divide into the key-value heads, shapes or types disagree.
   """
+  return flash_attention_with_lse(q, k, v, segment, position, implementation=implementation)[0]
+
+
+def flash_attention_with_lse(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B L K D"],
+  v: Float[Array, "B L K D"],
+  segment: Int[Array, "B L"],
+  position: Int[Array, "B L"],
+  *,
+  implementation: str | None = None,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
+  """(out, log-sum-exp of the scores in nats, float32) as `flash_attention`; both are differentiable.
+
+  By the log-sum-exps attentions over parts of the keys are combined. That of a slot which sees nothing is -1e30.
+  """
+  if q.ndim != 4 or k.ndim != 4:
+    raise ValueError(f"{q.shape=}, {k.shape=}; wanted [B L H D], [B L K D]")
   if q.shape[2] % k.shape[2]:
     raise ValueError(f"{q.shape[2]} query heads must be a multiple of {k.shape[2]} key-value heads")
   if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
     raise ValueError(f"shapes disagree: {q.shape=}, {k.shape=}, {v.shape=}; wanted [B L H D], [B L K D], [B L K D]")
   if segment.shape != q.shape[:2] or position.shape != q.shape[:2]:
     raise ValueError(f"{segment.shape=} and {position.shape=} must be {q.shape[:2]}, one per slot")
-  return choose(implementation, IMPLEMENTATIONS, {"default": "xla"})(q, k, v, segment, position)
+  if not q.dtype == k.dtype == v.dtype:
+    raise ValueError(f"types disagree: {q.dtype=}, {k.dtype=}, {v.dtype=}; cast them to one")
+  return choose(implementation, IMPLEMENTATIONS, {"default": "xla", "tpu": "pallas_tpu"})(q, k, v, segment, position)

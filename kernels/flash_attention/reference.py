@@ -1,9 +1,10 @@
 """The plain form: every score at once, in float32 (or float64, if it is given that)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-NEGATIVE = -1e30  # finite, so that a slot that sees nothing gives no NaN in the gradient
+NOTHING = -1e30  # log-sum-exp of a slot that sees nothing, and a hidden score: finite, so that no gradient is NaN
 
 
 def visible(
@@ -24,14 +25,13 @@ def attention(
   v: Float[Array, "B L K D"],
   segment: Int[Array, "B L"],
   position: Int[Array, "B L"],
-) -> Float[Array, "B L H D"]:
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
   """O(L^2) memory; for tests."""
   dtype = jnp.promote_types(q.dtype, jnp.float32)
   repeats = q.shape[2] // k.shape[2]
   k, v = (jnp.repeat(x.astype(dtype), repeats, axis=2) for x in (k, v))
   mask = visible(segment, position, segment, position)[:, None]
-  scores = jnp.where(mask, jnp.einsum("bqhd,bkhd->bhqk", q.astype(dtype), k) * q.shape[-1] ** -0.5, NEGATIVE)
-  weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
-  total = weights.sum(-1, keepdims=True)
-  weights = weights / jnp.where(total == 0, 1, total)
-  return jnp.einsum("bhqk,bkhd->bqhd", weights, v).astype(q.dtype)
+  scores = jnp.where(mask, jnp.einsum("bqhd,bkhd->bhqk", q.astype(dtype), k) * q.shape[-1] ** -0.5, NOTHING)
+  lse = jnp.where(mask.any(-1), jax.nn.logsumexp(scores, axis=-1), NOTHING)
+  weights = jnp.where(mask, jnp.exp(scores - lse[..., None]), 0)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, v).astype(q.dtype), jnp.moveaxis(lse, 1, 2)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwenlong_jax.kernels.flash_attention.reference import NEGATIVE, visible
+from qwenlong_jax.kernels.flash_attention.reference import NOTHING, visible
 from qwenlong_jax.kernels.precision import accumulator
 
 BLOCK = 512  # queries whose scores exist at a time
@@ -27,27 +27,37 @@ def attention(
   v: Float[Array, "B L K D"],
   segment: Int[Array, "B L"],
   position: Int[Array, "B L"],
-) -> Float[Array, "B L H D"]:
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
   """Memory O(L * BLOCK), never O(L^2)."""
   return _forward(q, k, v, segment, position)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple[Array, tuple]:
+def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple[tuple[Array, Array], tuple]:
   def row(args: tuple) -> Array:
     q, segment_q, position_q, k, v, segment, position = args
     block = lambda args: jnp.matmul(_weights(args, k, segment, position).astype(v.dtype), v)  # noqa: E731
     return _map(block, (q, *_blocks(segment_q, position_q)))
 
-  bands = _bands(q, k, v, segment, position)
+  def row_lse(args: tuple) -> Array:
+    q, segment_q, position_q, k, _, segment, position = args
+    block = lambda args: jax.nn.logsumexp(_scores(args, k, segment, position), axis=-1, keepdims=True)  # noqa: E731
+    return _map(block, (q, *_blocks(segment_q, position_q)))
+
+  bands = [*_bands(q, k, v, segment, position)]
   out = jnp.concatenate([_untile(_map(row, args), q[:, queries]) for queries, _, args in bands], axis=1)
+  # Another loop, which the compiler drops where nobody reads the log-sum-exp: together they cost XLA's CPU compiler its
+  # fusion, and three times the time.
+  lse = jnp.concatenate([_untile(_map(row_lse, args), q[:, queries, :, :1]) for queries, _, args in bands], axis=1)
   # Only padding sees nothing (a slot sees itself); its weights are meaningless.
-  out = jnp.where(segment[:, :, None, None] >= 0, out, 0)
-  return out, (q, k, v, segment, position, out)
+  seen = segment[:, :, None, None] >= 0
+  out, lse = jnp.where(seen, out, 0), jnp.where(seen, lse, NOTHING)[..., 0]
+  return (out, lse), (q, k, v, segment, position, out)
 
 
-def _backward(residuals: tuple, gradient: Float[Array, "B L H D"]) -> tuple:
+def _backward(residuals: tuple, gradients: tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]) -> tuple:
   q, k, v, segment, position, out = residuals
-  gradient = jnp.where(segment[:, :, None, None] >= 0, gradient, 0)
+  seen = segment[:, :, None, None] >= 0
+  gradient, lse_gradient = jnp.where(seen, gradients[0], 0), jnp.where(seen, gradients[1][..., None], 0)
 
   def row(args: tuple) -> tuple[Array, Array, Array]:
     q, segment_q, position_q, g, delta, k, v, segment, position = args
@@ -67,7 +77,7 @@ def _backward(residuals: tuple, gradient: Float[Array, "B L H D"]) -> tuple:
     (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment_q, position_q), g, delta))
     return dq, dk, dv
 
-  delta = (gradient.astype(accumulator(out)) * out).sum(-1, keepdims=True)
+  delta = (gradient.astype(accumulator(out)) * out).sum(-1, keepdims=True) - lse_gradient
   dq, dk, dv = [], *(jnp.zeros(jnp.moveaxis(x, 1, 2).shape, accumulator(x)) for x in (k, v))
   for queries, keys, args in _bands(q, k, v, segment, position, gradient, delta):
     tile, *totals = _map(row, args)
@@ -130,12 +140,17 @@ def _blocks(segment: Int[Array, "L"], position: Int[Array, "L"]) -> tuple[Array,
   return cut(segment), cut(position)
 
 
-def _weights(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
-  """Softmax over the keys that each query sees. Made again in the backward pass, its statistics too: keeping the
-  log-sum-exp costs XLA's CPU compiler its fusion, and three times the time."""
+def _scores(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
+  """Of the keys that a query does not see: NOTHING."""
   q, segment_q, position_q = queries
-  bias = jnp.where(visible(segment_q[None], position_q[None], segment[None], position[None]), 0.0, NEGATIVE)
+  bias = jnp.where(visible(segment_q[None], position_q[None], segment[None], position[None]), 0.0, NOTHING)
   scores = jnp.matmul(q, k.mT, preferred_element_type=accumulator(k))
-  scores = (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)
+  return (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)
+
+
+def _weights(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
+  """Softmax over the keys that each query sees. Made again in the backward pass, its statistics too, which costs less
+  than to keep them."""
+  scores = _scores(queries, k, segment, position)
   weights = jnp.exp(scores - scores.max(-1)[..., None])
   return weights / weights.sum(-1)[..., None]

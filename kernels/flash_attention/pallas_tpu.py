@@ -1,0 +1,465 @@
+"""Flash attention for TPU: a grid over the live pairs of blocks and nothing else; one fused backward kernel.
+
+Letters: B rows, L slots, K key-value heads, H = K * r query heads, D head dimension; N query blocks of all rows
+together, each of Q queries and R = r * Q rows, since the r heads of a group read the same keys; S keys in a block; T
+keys of all rows together.
+
+A step takes a query block and a key block, by one of two bodies: for pairs that the mask hides a part of, and for those
+that it doesn't touch. Softmax in powers of two: q comes scaled by log2(e) D**-0.5. Where the MXU is 256 wide and D is
+128, half of it would idle: there the row sums are taken as more columns of v, and the mask is added as more columns of
+q (the identity) and of k (the mask), so that both cost no vector instruction.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from qwenlong_jax.kernels import chip
+from qwenlong_jax.kernels.flash_attention.blocks import Pairs, Slots, live, pairs
+from qwenlong_jax.kernels.flash_attention.reference import NOTHING
+
+Ref = Any  # a block in the chip's memory
+LANES = 128
+HIDDEN = -(2.0**100)  # a score that the mask hides; exact in bfloat16 too
+
+
+@dataclass(frozen=True)
+class Tiles:
+  """Sizes of the blocks; the defaults are `tiles_for`'s."""
+
+  queries: int  # positions in a query block, a multiple of 128
+  keys: int  # in a key block, a multiple of 128
+  forward: int  # keys whose scores exist at a time; divides `keys`
+  backward: int  # likewise
+  wide: bool  # use the idle half of a 256 wide MXU
+
+  @property
+  def group(self) -> int:
+    """Positions of one head that stand next to each other in a block's rows; wide: as many as one mask has columns."""
+    return LANES if self.wide else self.queries
+
+
+def tiles_for(repeats: int, head_dim: int, length: int) -> Tiles:
+  """The sizes whose schedule was best (kernels/flash_attention/benchmark.py), smaller where there are fewer slots."""
+  info = chip.tpu()
+  wide = info is not None and info.mxu_column_size == 256 and head_dim == LANES
+  slots = -(-length // LANES) * LANES
+  queries = min(max(2048 // (LANES * repeats), 1) * LANES, slots)
+  keys = 2048
+  while keys > LANES and (keys > slots or keys * head_dim * max(queries * repeats, 2048) > 2**29):
+    keys //= 2
+  return Tiles(queries, keys, forward=keys if wide else min(keys, 512), backward=min(keys, 512), wide=wide)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attention(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B L K D"],
+  v: Float[Array, "B L K D"],
+  segment: Int[Array, "B L"],
+  position: Int[Array, "B L"],
+  tiles: Tiles | None = None,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
+  """(out, log-sum-exp); memory O(L)."""
+  return _forward(q, k, v, segment, position, tiles)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array, tiles: Tiles | None) -> tuple:
+  tiled, slots = Tiled.of(q, k, segment, tiles), Slots(segment, position)
+  out, lse = forward(tiled, tiled.scaled(q), tiled.keys(k), tiled.keys(v), slots, slots)
+  out, lse = tiled.slots(out), tiled.per_head(lse)
+  seen = (segment >= 0)[:, :, None]
+  out = jnp.where(seen[..., None], out, 0).astype(q.dtype)
+  lse = jnp.where(seen, lse, NOTHING)
+  return (out, lse), (q, k, v, segment, position, out, lse)
+
+
+def _backward(tiles: Tiles | None, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
+  q, k, v, segment, position, out, lse = residuals
+  tiled, slots = Tiled.of(q, k, segment, tiles), Slots(segment, position)
+  seen = (segment >= 0)[:, :, None]
+  g, g_lse = (jnp.where(x, y, 0) for x, y in zip((seen[..., None], seen), gradients))
+  delta = (g.astype(jnp.float32) * out).sum(-1) - g_lse
+  lse = jnp.where(seen, lse, -HIDDEN)
+  dq, dk, dv = backward(
+    tiled, tiled.scaled(q), tiled.keys(k), tiled.keys(v), tiled.queries(g),
+    tiled.per_row(lse), tiled.per_row(delta), slots, slots,
+  )  # fmt: skip
+  seen = seen[..., None]
+  dq = jnp.where(seen, tiled.slots(dq) * q.shape[-1] ** -0.5, 0).astype(q.dtype)
+  dk, dv = (jnp.where(seen, tiled.untiled_keys(x), 0).astype(k.dtype) for x in (dk, dv))
+  return dq, dk, dv, None, None
+
+
+attention.defvjp(_forward, _backward)
+
+
+@dataclass(frozen=True)
+class Tiled:
+  """The layouts in which the kernels read and write, and the ways there and back."""
+
+  tiles: Tiles
+  rows: int
+  length: int
+  heads: int
+  repeats: int
+  head_dim: int
+
+  @classmethod
+  def of(cls, q: Float[Array, "B L H D"], k: Float[Array, "B L K D"], segment: Array, tiles: Tiles | None) -> "Tiled":
+    b, l, h, d = q.shape
+    repeats, wide = h // k.shape[2], -(-d // LANES) * LANES
+    return cls(tiles or tiles_for(repeats, wide, l), b, l, k.shape[2], repeats, d)
+
+  def scaled(self, q: Float[Array, "B L H D"]) -> Float[Array, "K N R D"]:
+    """Rounded once: in bfloat16 the factor alone would lose a part in 500."""
+    return self.queries((q.astype(jnp.float32) * math.log2(math.e) * self.head_dim**-0.5).astype(q.dtype))
+
+  def queries(self, x: Float[Array, "B L H D"]) -> Float[Array, "K N R D"]:
+    """Row order of a block: [queries / group, heads, group]; slots and D padded to whole blocks."""
+    x = self._pad(x, self.tiles.queries)
+    b, l, _, d = x.shape
+    x = x.reshape(b, l // self.tiles.queries, -1, self.tiles.group, self.heads, self.repeats, d)
+    return jnp.moveaxis(x, (4, 5), (0, 4)).reshape(self.heads, b * (l // self.tiles.queries), -1, d)
+
+  def slots(self, x: Float[Array, "K N R D"]) -> Float[Array, "B L H D"]:
+    groups = self.tiles.queries // self.tiles.group
+    x = x.reshape(self.heads, self.rows, -1, groups, self.repeats, self.tiles.group, x.shape[-1])
+    x = jnp.moveaxis(x, (0, 4), (4, 5)).reshape(self.rows, -1, self.heads * self.repeats, x.shape[-1])
+    return x[:, : self.length, :, : self.head_dim]
+
+  def per_row(self, x: Float[Array, "B L H"]) -> Float[Array, "K N 1 R"]:
+    x = jnp.pad(x, ((0, 0), (0, -self.length % self.tiles.queries), (0, 0)))
+    x = x.reshape(self.rows, -1, self.tiles.queries // self.tiles.group, self.tiles.group, self.heads, self.repeats)
+    return jnp.moveaxis(x, (4, 5), (0, 4)).reshape(self.heads, -1, 1, self.tiles.queries * self.repeats)
+
+  def per_head(self, x: Float[Array, "K N 1 R"]) -> Float[Array, "B L H"]:
+    x = x.reshape(self.heads, self.rows, -1, self.tiles.queries // self.tiles.group, self.repeats, self.tiles.group)
+    x = jnp.moveaxis(x, (0, 4), (4, 5)).reshape(self.rows, -1, self.heads * self.repeats)
+    return x[:, : self.length]
+
+  def keys(self, x: Float[Array, "B L K D"]) -> Float[Array, "K T D"]:
+    """All rows after each other, T = B * (L padded to whole key blocks)."""
+    x = self._pad(x, self.tiles.keys)
+    return jnp.moveaxis(x, 2, 0).reshape(self.heads, -1, x.shape[-1])
+
+  def untiled_keys(self, x: Float[Array, "K T D"]) -> Float[Array, "B L K D"]:
+    x = jnp.moveaxis(x.reshape(self.heads, self.rows, -1, x.shape[-1]), 0, 2)
+    return x[:, : self.length, :, : self.head_dim]
+
+  def padded(self, slots: Slots, size: int) -> Slots:
+    """Whole blocks of `size`; what is added is padding."""
+    return Slots(*(jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)), constant_values=-1) for x in slots))
+
+  def _pad(self, x: Array, size: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, -x.shape[-1] % LANES)))
+
+
+def forward(
+  tiled: Tiled,
+  q: Float[Array, "K N R D"],
+  k: Float[Array, "K T D"],
+  v: Float[Array, "K T D"],
+  queries: Slots,
+  keys: Slots,
+) -> tuple[Float[Array, "K N R D"], Float[Array, "K N 1 R"]]:
+  """(out in q's type, log-sum-exp in nats); both are arbitrary where a whole query block is padding."""
+  tiles = tiled.tiles
+  queries, keys = tiled.padded(queries, tiles.queries), tiled.padded(keys, tiles.keys)
+  todo = pairs(*live(queries, keys, tiles.queries, tiles.keys), by_key=False)
+  rows, d = q.shape[2:]
+  query, key, per_row, key_slots, query_slots = _specs(rows, d, tiles)
+  kernel = functools.partial(_forward_kernel, tiles=tiles, precision=_precision(q))
+  column = pltpu.VMEM((rows, LANES), jnp.float32)
+  return _call(
+    kernel,
+    "flash_attention_forward",
+    todo,
+    (q, k, v, _rows(queries), _rows(keys)),
+    in_specs=[query, key, key, query_slots, key_slots],
+    out_specs=[query, per_row],
+    out_shape=[(q.shape, q.dtype), ((*q.shape[:2], 1, rows), jnp.float32)],
+    scratch_shapes=[
+      column,
+      column,
+      pltpu.VMEM((rows, d), jnp.float32),
+      pltpu.VMEM((2, tiles.queries, LANES), jnp.int32),
+    ],
+  )
+
+
+def backward(
+  tiled: Tiled,
+  q: Float[Array, "K N R D"],
+  k: Float[Array, "K T D"],
+  v: Float[Array, "K T D"],
+  gradient: Float[Array, "K N R D"],
+  lse: Float[Array, "K N 1 R"],
+  delta: Float[Array, "K N 1 R"],
+  queries: Slots,
+  keys: Slots,
+) -> tuple[Float[Array, "K N R D"], Float[Array, "K T D"], Float[Array, "K T D"]]:
+  """Gradients of (q before its scale, up to D**-0.5), k and v, in float32; arbitrary in blocks that nothing sees.
+
+  `lse` is +2**100 where a row is to be left out; `delta` is the sum of gradient times out, less the lse's own gradient.
+  """
+  tiles = tiled.tiles
+  queries, keys = tiled.padded(queries, tiles.queries), tiled.padded(keys, tiles.keys)
+  todo = pairs(*live(queries, keys, tiles.queries, tiles.keys), by_key=True)
+  rows, d = q.shape[2:]
+  query, key, per_row, key_slots, query_slots = _specs(rows, d, tiles)
+  kernel = functools.partial(_backward_kernel, tiles=tiles, precision=_precision(q))
+  total = pltpu.VMEM((tiles.keys, d), jnp.float32)
+  return _call(
+    kernel,
+    "flash_attention_backward",
+    todo,
+    (q, k, v, _rows(queries), _rows(keys), gradient, lse * math.log2(math.e), delta),
+    in_specs=[query, key, key, query_slots, key_slots, query, per_row, per_row],
+    out_specs=[pl.BlockSpec(memory_space=pl.ANY), key, key],
+    out_shape=[(q.shape, jnp.float32), (k.shape, jnp.float32), (v.shape, jnp.float32)],
+    scratch_shapes=[total, total, pltpu.VMEM((2, rows, d), jnp.float32), pltpu.SemaphoreType.DMA((2, 2))],
+  )
+
+
+def _call(
+  kernel: Callable,
+  name: str,
+  todo: Pairs,
+  operands: tuple,
+  *,
+  in_specs: list,
+  out_specs: list,
+  out_shape: list,
+  scratch_shapes: list,
+) -> tuple:
+  info = chip.tpu()
+  varies = jax.typeof(operands[0]).manual_axis_type  # inside shard_map: over which axes
+  return pl.pallas_call(
+    kernel,
+    name=name,
+    out_shape=[jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varies) for shape, dtype in out_shape],
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=(operands[0].shape[0], todo.count[0]),
+      in_specs=in_specs,
+      out_specs=out_specs,
+      scratch_shapes=scratch_shapes,
+    ),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel", "arbitrary"),
+      vmem_limit_bytes=None if info is None else info.vmem_capacity_bytes - 2**22,
+    ),
+  )(todo.codes, todo.count, *operands)
+
+
+def _specs(rows: int, d: int, tiles: Tiles) -> tuple[pl.BlockSpec, ...]:
+  """Blocks of: q and what has its layout, k and v, a number per row, slots of the keys, slots of the queries."""
+  query = lambda step, codes: _query(codes[step])  # noqa: E731
+  key = lambda step, codes: _key(codes[step])  # noqa: E731
+  return (
+    pl.BlockSpec((None, None, rows, d), lambda head, step, codes, count: (head, query(step, codes), 0, 0)),
+    pl.BlockSpec((None, tiles.keys, d), lambda head, step, codes, count: (head, key(step, codes), 0)),
+    pl.BlockSpec((None, None, 1, rows), lambda head, step, codes, count: (head, query(step, codes), 0, 0)),
+    pl.BlockSpec((8, tiles.keys), lambda head, step, codes, count: (0, key(step, codes))),
+    pl.BlockSpec((8, tiles.queries), lambda head, step, codes, count: (0, query(step, codes))),
+  )
+
+
+def _rows(slots: Slots) -> Int[Array, "8 T"]:
+  """Segments and positions as the first two of the eight sublanes of a register."""
+  return jnp.pad(jnp.stack([x.ravel() for x in slots]), ((0, 6), (0, 0)))
+
+
+def _precision(x: Array) -> lax.Precision | None:
+  return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+
+def _query(code: Array) -> Array:
+  return lax.shift_right_logical(code, 17)
+
+
+def _key(code: Array) -> Array:
+  return lax.shift_right_logical(code, 2) & 0x7FFF
+
+
+def _edges(codes: Array, count: Array, step: Array, block: Callable) -> tuple[Array, Array]:
+  """(this step is the first, the last) of the run of steps with the same block."""
+  mine = block(codes[step])
+  first = (step == 0) | (block(codes[jnp.maximum(step - 1, 0)]) != mine)
+  return first, (step == count[0] - 1) | (block(codes[step + 1]) != mine)
+
+
+def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision | None) -> Array:
+  """Product over axis over[0] of x and over[1] of y, in float32."""
+  dimensions = (((over[0],), (over[1],)), ((), ()))
+  return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _columns(query_slots: Array) -> Int[Array, "2 Q 128"]:
+  """Segments and positions of the queries from above to below, the same in every lane."""
+  columns = query_slots.T
+  return jnp.stack([jnp.broadcast_to(columns[:, i : i + 1], (len(columns), LANES)) for i in range(2)])
+
+
+def _bias(queries: Int[Array, "2 Q 128"], key_slots: Int[Array, "8 S"]) -> Float[Array, "Q S"]:
+  """0 where the query sees the key, else HIDDEN."""
+  segment_q, position_q = (jnp.tile(x, (1, key_slots.shape[1] // LANES)) for x in queries)
+  segment_k, position_k = key_slots[0:1], key_slots[1:2]
+  own = jnp.where(segment_k == 0, 0, -1)  # all bits of a segment count, but for the prefix
+  sees = ((segment_q & own) == segment_k) & (position_k <= position_q)
+  return jnp.where(sees, 0.0, HIDDEN)
+
+
+def _masked_scores(
+  q: Float[Array, "R D"], k: Float[Array, "S D"], bias: Float[Array, "Q S"], *, wide: bool, keys_first: bool,
+  precision: lax.Precision | None,
+) -> Array:  # fmt: skip
+  """Scores [R S] under the mask (`keys_first`: [S R])."""
+  dot = functools.partial(_dot, over=(1, 1), precision=precision)
+  if not wide:
+    repeats = q.shape[0] // bias.shape[0]
+    if keys_first:
+      return dot(k, q) + jnp.tile(bias.T, (1, repeats))
+    scores = dot(q, k)
+    return (scores.reshape(repeats, *bias.shape) + bias).reshape(scores.shape)
+  groups = bias.shape[0] // LANES
+  rows = q.shape[0] // groups
+  identity = lax.broadcasted_iota(jnp.int32, (LANES, LANES), 0) == lax.broadcasted_iota(jnp.int32, (LANES, LANES), 1)
+  identity = jnp.tile(identity.astype(q.dtype), (rows // LANES, 1))
+  parts = []
+  for i in range(groups):
+    mine = jnp.concatenate([q[i * rows : (i + 1) * rows], identity], 1)
+    theirs = jnp.concatenate([k, bias[i * LANES : (i + 1) * LANES].astype(k.dtype).T], 1)
+    parts.append(dot(theirs, mine) if keys_first else dot(mine, theirs))
+  return jnp.concatenate(parts, 1 if keys_first else 0)
+
+
+def _forward_kernel(
+  codes: Ref, count: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, query_slots: Ref, key_slots: Ref, out_ref: Ref,
+  lse_ref: Ref, top_ref: Ref, sum_ref: Ref, total_ref: Ref, columns: Ref, *, tiles: Tiles, precision: lax.Precision | None,
+) -> None:  # fmt: skip
+  step = pl.program_id(1)
+  first, last = _edges(codes, count, step, _query)
+
+  @pl.when(first)
+  def _() -> None:
+    top_ref[...] = jnp.full_like(top_ref, HIDDEN)
+    sum_ref[...] = jnp.zeros_like(sum_ref)
+    total_ref[...] = jnp.zeros_like(total_ref)
+    columns[...] = _columns(query_slots[...])
+
+  def body(masked: bool) -> None:
+    for start in range(0, tiles.keys, tiles.forward):
+      chunk = slice(start, start + tiles.forward)
+      k, v = k_ref[chunk, :], v_ref[chunk, :].astype(jnp.float32)
+      if masked:
+        bias = _bias(columns[...], key_slots[:, chunk])
+        scores = _masked_scores(q_ref[...], k, bias, wide=tiles.wide, keys_first=False, precision=precision)
+      else:
+        scores = _dot(q_ref[...], k, (1, 1), precision)
+      before = top_ref[...]
+      top = jnp.maximum(before, scores.max(1)[:, None])
+      top_ref[...] = top
+      decay = jnp.exp2(before - top)
+      weights = jnp.exp2(scores - jnp.tile(top, (1, tiles.forward // LANES)))
+      if tiles.wide:
+        both = _dot(weights, jnp.concatenate([v, jnp.ones_like(v)], 1), (1, 0), precision)
+        sums, values = both[:, LANES:], both[:, :LANES]
+      else:  # the sum of each lane; of all lanes at the end
+        sums = functools.reduce(operator.add, jnp.split(weights, tiles.forward // LANES, axis=1))
+        values = _dot(weights, v, (1, 0), precision)
+      sum_ref[...] = sum_ref[...] * decay + sums
+      total_ref[...] = total_ref[...] * jnp.tile(decay, (1, total_ref.shape[1] // LANES)) + values
+
+  masked = codes[step] & 1 == 1
+  pl.when(masked)(lambda: body(True))
+  pl.when(~masked)(lambda: body(False))
+
+  @pl.when(last)
+  def _() -> None:
+    sums = sum_ref[...] if tiles.wide else jnp.broadcast_to(sum_ref[...].sum(1)[:, None], sum_ref.shape)
+    out_ref[...] = (total_ref[...] / jnp.tile(sums, (1, total_ref.shape[1] // LANES))).astype(out_ref.dtype)
+    lse_ref[...] = ((top_ref[...] + jnp.log2(sums)) * math.log(2)).T[:1]
+
+
+def _backward_kernel(
+  codes: Ref, count: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, query_slots: Ref, key_slots: Ref, gradient_ref: Ref,
+  lse_ref: Ref, delta_ref: Ref, dq_hbm: Ref, dk_ref: Ref, dv_ref: Ref, dk_total: Ref, dv_total: Ref, dq_ref: Ref,
+  semaphore: Ref, *, tiles: Tiles, precision: lax.Precision | None,
+) -> None:  # fmt: skip
+  """Key block after key block; the gradient of q is added up in HBM, two blocks of it on their way at a time."""
+  head, step = pl.program_id(0), pl.program_id(1)
+  first, last = _edges(codes, count, step, _key)
+  new = codes[step] & 2 != 0
+  buffer = lax.rem(step, 2)
+
+  def again(at: Array) -> Array:
+    """The query block of step `at` is that of the step before."""
+    return (at > 0) & (_query(codes[jnp.maximum(at, 0)]) == _query(codes[jnp.maximum(at - 1, 0)]))
+
+  def load(at: Array) -> Any:
+    half = lax.rem(at, 2)
+    return pltpu.make_async_copy(dq_hbm.at[head, _query(codes[at])], dq_ref.at[half], semaphore.at[0, half])
+
+  def store(at: Array) -> Any:
+    half = lax.rem(at, 2)
+    return pltpu.make_async_copy(dq_ref.at[half], dq_hbm.at[head, _query(codes[at])], semaphore.at[1, half])
+
+  # The half of the buffer that this step takes is free, and its block is whole in HBM.
+  pl.when((step >= 2) & ~again(step - 1))(lambda: store(step - 2).wait())
+  pl.when(again(step))(lambda: store(step - 1).wait())
+  pl.when(~new)(lambda: load(step).start())
+
+  @pl.when(new)
+  def _() -> None:
+    dq_ref[buffer] = jnp.zeros(dq_ref.shape[1:], jnp.float32)
+
+  @pl.when(first)
+  def _() -> None:
+    dk_total[...] = jnp.zeros_like(dk_total)
+    dv_total[...] = jnp.zeros_like(dv_total)
+
+  def body(masked: bool) -> None:
+    q, gradient = q_ref[...], gradient_ref[...]
+    for start in range(0, tiles.keys, tiles.backward):
+      chunk = slice(start, start + tiles.backward)
+      k, v = k_ref[chunk, :], v_ref[chunk, :]
+      if masked:
+        bias = _bias(_columns(query_slots[...]), key_slots[:, chunk])
+        scores = _masked_scores(q, k, bias, wide=tiles.wide, keys_first=True, precision=precision)
+      else:
+        scores = _dot(k, q, (1, 1), precision)
+      weights = jnp.exp2(scores - lse_ref[...])
+      change = (weights * (_dot(v, gradient, (1, 1), precision) - delta_ref[...])).astype(q.dtype)
+      dv_total[chunk, :] += _dot(weights.astype(q.dtype), gradient, (1, 0), precision)
+      dk_total[chunk, :] += _dot(change, q, (1, 0), precision)
+      dq = _dot(change, k, (0, 0), precision)
+      if start == 0:
+        pl.when(~new)(lambda: load(step).wait())
+      dq_ref[buffer] += dq
+
+  masked = codes[step] & 1 == 1
+  pl.when(masked)(lambda: body(True))
+  pl.when(~masked)(lambda: body(False))
+  store(step).start()
+
+  @pl.when(step == count[0] - 1)
+  def _() -> None:
+    store(step).wait()
+    pl.when((step > 0) & ~again(step))(lambda: store(step - 1).wait())
+
+  @pl.when(last)
+  def _() -> None:
+    dk_ref[...] = dk_total[...] * math.log(2)  # q carries log2(e)
+    dv_ref[...] = dv_total[...]

@@ -1,0 +1,175 @@
+"""The TPU compiler's own schedule of a Pallas kernel, read on any machine with libtpu: a bound on its use of the MXU.
+
+libtpu compiles for a real topology and, asked to, writes each kernel's final VLIW bundles: one line per cycle, if
+nothing had to wait. Bundles alone are not sound (a bare product has fewer than the MXU needs cycles), so each body is
+replayed in order, every matrix product holding its MXU for as many cycles as it streams rows, with a queue of two. Not
+modelled: DMA waits, VMEM bank conflicts, occupancy by weight loads, result queues. Never checked on a chip: an upper
+bound, good for ranking kernels on one chip under one compiler.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# What libtpu needs to compile where no TPU is.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5p-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+@dataclass(frozen=True)
+class Chip:
+  """One TensorCore."""
+
+  topology: str
+  bfloat16: int  # cycles that a product of a register of rows holds its MXU
+  float32: int
+  peak: int  # bfloat16 FLOP a cycle
+
+
+CHIPS = {
+  "v5e": Chip("v5e:2x2", 16, 8, 131072),
+  "v5p": Chip("v5p:2x2x1", 16, 8, 131072),
+  "v6e": Chip("v6e:2x2", 8, 4, 524288),
+}
+QUEUE = 2  # products that wait at an MXU before the next stalls
+DELAY = 4  # bundles after a branch that still run
+BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*[> ]*\{?")
+PRODUCT = re.compile(r"vmatmul\.(?:mubr\.)?(bf16|f32|f8\w*)([\w.\[\]]*)")
+BRANCH = re.compile(r"sbr\.(?:rel|abs)(?: \([^)]*\))? target = \$region(\d+)")
+REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
+
+
+@dataclass(frozen=True)
+class Body:
+  """A branch of the kernel's loop over its grid that holds matrix products."""
+
+  cycles: int  # by the replay
+  overhead: int  # bundles of the step around it; those of other branches (a block's first or last step) not counted
+
+  def utilisation(self, flops: float, chip: Chip) -> float:
+    """Bound on the MXU's use in a step that runs this body and does `flops`."""
+    return flops / chip.peak / (self.cycles + self.overhead)
+
+
+def read(path: Path, chip: Chip) -> list[Body]:
+  """The bodies of the loop with most products in a `*-final_bundles.txt`, the fastest first.
+
+  Raises:
+    ValueError: no loop with products is in the file.
+  """
+  bundles: list[str] = []
+  for line in path.read_text(errors="replace").splitlines():
+    if BUNDLE.match(line) and "{" in line:
+      bundles.append(line)
+    elif bundles:
+      bundles[-1] += line
+  starts: dict[str, int] = {}
+  for index, text in enumerate(bundles):
+    for region in REGION.findall(text):
+      starts.setdefault(region, index)
+  branches = [(i, starts[r]) for i, text in enumerate(bundles) for r in BRANCH.findall(text) if r in starts]
+  products = np.cumsum([0, *("vmatmul" in text for text in bundles)])
+  held = lambda start, end: products[max(end, start)] - products[start]  # noqa: E731
+  back = [(start, min(end + DELAY, len(bundles) - 1)) for end, start in branches if start <= end]
+  loops = [(start, end) for start, end in back if held(start, end + 1)]
+  if not loops:
+    raise ValueError(f"{path}: no loop with matrix products; is this a kernel's final_bundles.txt?")
+  # Of loops with the same products the innermost.
+  start, end = max(loops, key=lambda loop: (held(loop[0], loop[1] + 1), loop[0] - loop[1]))
+  skips = [(i, target) for i, target in branches if start <= i < target <= end + 1 and held(i + 1, target)]
+  inner = [a for a in skips if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in skips)]
+  spans = [(i + 1 + DELAY, target) for i, target in inner] or [(start, end + 1)]
+  forward = {i: target for i, target in branches if start <= i < target}
+
+  def length(body: tuple[int, int]) -> int:
+    """Bundles that a step executes if of all branches it takes the one that holds `body`."""
+    count, at = 0, start
+    while at <= end:
+      count += 1
+      target = forward.get(at, at)
+      if target > at and not at < body[0] < body[1] <= target and body != (start, end + 1):
+        count, at = count + DELAY, target
+      else:
+        at += 1
+    return count
+
+  found = [Body(_replay(bundles[a:b], chip), length((a, b)) - (b - a)) for a, b in spans]
+  return sorted(found, key=lambda body: body.cycles)
+
+
+def _replay(bundles: list[str], chip: Chip) -> int:
+  now = 0
+  free: dict[str, int] = {}
+  for text in bundles:
+    now += 1
+    for dtype, rest in PRODUCT.findall(text):
+      held = chip.float32 if dtype == "f32" else chip.bfloat16
+      unit = (re.search(r"mxu(\d)", rest) or ["", "0"])[1]
+      now = max(now, free.get(unit, 0) - QUEUE * held)
+      free[unit] = max(now, free.get(unit, 0)) + held
+  return now
+
+
+@dataclass(frozen=True)
+class Case:
+  """A program to compile, its arguments' shapes and types, and kernel name -> FLOP of a step of it."""
+
+  program: Callable
+  shapes: tuple[tuple[tuple[int, ...], jnp.dtype], ...]
+  kernels: dict[str, int]
+
+
+def compile_case(build: Callable[[], Case], chip: str) -> Case:
+  """Compiles for one core of `chip`, which needs libtpu and no TPU."""
+  mesh = Mesh(topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip].topology).devices[:1], ("one",))
+  with jax.set_mesh(mesh):
+    case = build()
+    shapes = [jax.ShapeDtypeStruct(*x, sharding=NamedSharding(mesh, PartitionSpec())) for x in case.shapes]
+    jax.jit(case.program).lower(*shapes).compile()
+  return case
+
+
+def bounds(module: str, name: str, chip: str) -> dict[str, list[float]]:
+  """Kernel name -> bound on the MXU's use in each of its bodies, the best first, of the case `name` of `module`.CASES.
+
+  Raises:
+    RuntimeError: it did not compile; the compiler's words.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    # The compiler reads these when it is loaded: a process for each.
+    environment = ENVIRONMENT | {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
+    command = [sys.executable, "-m", __name__, module, name, chip]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    if done.returncode:
+      words = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("-")]
+      raise RuntimeError(next((line for line in reversed(words) if "Error" in line), "\n".join(words[-3:])))
+    found = {}
+    for kernel, flops in json.loads(done.stdout.splitlines()[-1]).items():
+      paths = [p for p in Path(folder).glob(f"*{kernel}*-final_bundles.txt") if "schedule-analysis" not in p.name]
+      if not paths:
+        raise RuntimeError(f"the compiler wrote no schedule of a kernel called {kernel}")
+      found[kernel] = [body.utilisation(flops, CHIPS[chip]) for body in read(paths[0], CHIPS[chip])]
+    return found
+
+
+if __name__ == "__main__":
+  compiled = compile_case(importlib.import_module(sys.argv[1]).CASES[sys.argv[2]], sys.argv[3])
+  print(json.dumps(compiled.kernels))
