@@ -1,13 +1,18 @@
 """How every door picks an implementation: by name, or the one that its table prefers on this backend."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 
 from qwenlong_jax.kernels import chip
 
+Implementation = TypeVar("Implementation")
 
-def choose(name: str | None, implementations: Mapping[str, Callable], preferred: Mapping[str, str]) -> Callable:
+
+def choose(
+  name: str | None, implementations: Mapping[str, Implementation], preferred: Mapping[str, str]
+) -> Implementation:
   """The implementation called `name`; None takes `preferred[backend]` (key "default" where the backend is not listed).
 
   The backend is that of the mesh in context, so that a program compiled elsewhere for a TPU is the TPU's.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qwenlong_jax.kernels import chip
 from qwenlong_jax.kernels.flash_attention.blocks import Pairs, Slots, live, pairs
@@ -40,7 +40,8 @@ class Tiles:
   queries: int  # positions in a query block, a multiple of 128
   keys: int  # in a key block, a multiple of 128
   forward: int  # keys whose scores exist at a time; divides `keys`
-  backward: int  # likewise
+  masked: int  # likewise, forward where the mask applies
+  backward: int
   wide: bool  # use the idle half of a 256 wide MXU
 
   @property
@@ -58,7 +59,9 @@ def tiles_for(repeats: int, head_dim: int, length: int) -> Tiles:
   keys = 2048
   while keys > LANES and (keys > slots or keys * head_dim * max(queries * repeats, 2048) > 2**29):
     keys //= 2
-  return Tiles(queries, keys, forward=keys if wide else min(keys, 512), backward=min(keys, 512), wide=wide)
+  if wide:
+    return Tiles(queries, keys, forward=keys, masked=keys, backward=min(keys, 512), wide=True)
+  return Tiles(queries, keys, forward=min(keys, 512), masked=min(keys, 256), backward=min(keys, 512), wide=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -71,37 +74,69 @@ def attention(
   tiles: Tiles | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
   """(out, log-sum-exp); memory O(L)."""
-  return _forward(q, k, v, segment, position, tiles)[0]
+  return _attention_forward(q, k, v, segment, position, tiles)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array, tiles: Tiles | None) -> tuple:
-  tiled, slots = Tiled.of(q, k, segment, tiles), Slots(segment, position)
-  out, lse = forward(tiled, tiled.scaled(q), tiled.keys(k), tiled.keys(v), slots, slots)
-  out, lse = tiled.slots(out), tiled.per_head(lse)
-  seen = (segment >= 0)[:, :, None]
-  out = jnp.where(seen[..., None], out, 0).astype(q.dtype)
-  lse = jnp.where(seen, lse, NOTHING)
+def _attention_forward(q: Array, k: Array, v: Array, segment: Array, position: Array, tiles: Tiles | None) -> tuple:
+  slots = Slots(segment, position)
+  out, lse = forward(q, k, v, slots, slots, tiles, dtype=q.dtype)
   return (out, lse), (q, k, v, segment, position, out, lse)
 
 
-def _backward(tiles: Tiles | None, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
+def _attention_backward(tiles: Tiles | None, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
   q, k, v, segment, position, out, lse = residuals
-  tiled, slots = Tiled.of(q, k, segment, tiles), Slots(segment, position)
-  seen = (segment >= 0)[:, :, None]
-  g, g_lse = (jnp.where(x, y, 0) for x, y in zip((seen[..., None], seen), gradients))
-  delta = (g.astype(jnp.float32) * out).sum(-1) - g_lse
-  lse = jnp.where(seen, lse, -HIDDEN)
-  dq, dk, dv = backward(
-    tiled, tiled.scaled(q), tiled.keys(k), tiled.keys(v), tiled.queries(g),
-    tiled.per_row(lse), tiled.per_row(delta), slots, slots,
-  )  # fmt: skip
-  seen = seen[..., None]
-  dq = jnp.where(seen, tiled.slots(dq) * q.shape[-1] ** -0.5, 0).astype(q.dtype)
-  dk, dv = (jnp.where(seen, tiled.untiled_keys(x), 0).astype(k.dtype) for x in (dk, dv))
-  return dq, dk, dv, None, None
+  slots, (gradient, lse_gradient) = Slots(segment, position), gradients
+  delta = (gradient.astype(jnp.float32) * out).sum(-1) - lse_gradient
+  found = backward(q, k, v, gradient, lse, delta, slots, slots, tiles)
+  return *(d.astype(x.dtype) for d, x in zip(found, (q, k, v))), None, None
 
 
-attention.defvjp(_forward, _backward)
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def forward(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B M K D"],
+  v: Float[Array, "B M K D"],
+  queries: Slots,
+  keys: Slots,
+  tiles: Tiles | None = None,
+  dtype: jnp.dtype = jnp.float32,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
+  """(out in `dtype`, log-sum-exp) over these M keys, in any order; who sees none of them gives 0 and NOTHING."""
+  tiled = Tiled.of(q, k, tiles)
+  some, every = live(*tiled.padded(queries, keys), tiled.tiles.queries, tiled.tiles.keys)
+  out, lse = _run_forward(tiled, q, k, v, queries, keys, pairs(some, every, by_key=False), dtype)
+  # The kernel doesn't write blocks that are in no pair, and leaves hidden scores where a row sees nothing.
+  seen = tiled.of_queries(some.any(2))[..., None] & (queries.segment >= 0)[..., None] & (lse > HIDDEN / 2)
+  return jnp.where(seen[..., None], out, 0), jnp.where(seen, lse, NOTHING)
+
+
+def backward(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B M K D"],
+  v: Float[Array, "B M K D"],
+  gradient: Float[Array, "B L H D"],
+  lse: Float[Array, "B L H"],
+  delta: Float[Array, "B L H"],
+  queries: Slots,
+  keys: Slots,
+  tiles: Tiles | None = None,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B M K D"], Float[Array, "B M K D"]]:
+  """Gradients of q, k, v in float32, of these M keys' share.
+
+  `lse` is over all keys there are; `delta` is the sum of gradient times out, less the gradient of the lse.
+  """
+  tiled = Tiled.of(q, k, tiles)
+  some, every = live(*tiled.padded(queries, keys), tiled.tiles.queries, tiled.tiles.keys)
+  seen = (queries.segment >= 0)[..., None] & (lse > HIDDEN / 2)
+  gradient, delta = jnp.where(seen[..., None], gradient, 0).astype(q.dtype), jnp.where(seen, delta, 0)
+  lse = jnp.where(seen, lse, -HIDDEN)  # such a row's weights are 0
+  todo = pairs(some, every, by_key=True)
+  dq, dk, dv = _run_backward(tiled, q, k, v, gradient, lse, delta, queries, keys, todo)
+  dq = jnp.where(tiled.of_queries(some.any(2))[..., None, None], dq * q.shape[-1] ** -0.5, 0)
+  used = tiled.of_keys(some.any(1))[..., None, None]
+  return dq, jnp.where(used, dk, 0), jnp.where(used, dv, 0)
 
 
 @dataclass(frozen=True)
@@ -110,16 +145,17 @@ class Tiled:
 
   tiles: Tiles
   rows: int
-  length: int
+  query_slots: int
+  key_slots: int
   heads: int
   repeats: int
   head_dim: int
 
   @classmethod
-  def of(cls, q: Float[Array, "B L H D"], k: Float[Array, "B L K D"], segment: Array, tiles: Tiles | None) -> "Tiled":
+  def of(cls, q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], tiles: Tiles | None) -> "Tiled":
     b, l, h, d = q.shape
     repeats, wide = h // k.shape[2], -(-d // LANES) * LANES
-    return cls(tiles or tiles_for(repeats, wide, l), b, l, k.shape[2], repeats, d)
+    return cls(tiles or tiles_for(repeats, wide, max(l, k.shape[1])), b, l, k.shape[1], k.shape[2], repeats, d)
 
   def scaled(self, q: Float[Array, "B L H D"]) -> Float[Array, "K N R D"]:
     """Rounded once: in bfloat16 the factor alone would lose a part in 500."""
@@ -136,17 +172,17 @@ class Tiled:
     groups = self.tiles.queries // self.tiles.group
     x = x.reshape(self.heads, self.rows, -1, groups, self.repeats, self.tiles.group, x.shape[-1])
     x = jnp.moveaxis(x, (0, 4), (4, 5)).reshape(self.rows, -1, self.heads * self.repeats, x.shape[-1])
-    return x[:, : self.length, :, : self.head_dim]
+    return x[:, : self.query_slots, :, : self.head_dim]
 
   def per_row(self, x: Float[Array, "B L H"]) -> Float[Array, "K N 1 R"]:
-    x = jnp.pad(x, ((0, 0), (0, -self.length % self.tiles.queries), (0, 0)))
+    x = jnp.pad(x, ((0, 0), (0, -self.query_slots % self.tiles.queries), (0, 0)))
     x = x.reshape(self.rows, -1, self.tiles.queries // self.tiles.group, self.tiles.group, self.heads, self.repeats)
     return jnp.moveaxis(x, (4, 5), (0, 4)).reshape(self.heads, -1, 1, self.tiles.queries * self.repeats)
 
   def per_head(self, x: Float[Array, "K N 1 R"]) -> Float[Array, "B L H"]:
     x = x.reshape(self.heads, self.rows, -1, self.tiles.queries // self.tiles.group, self.repeats, self.tiles.group)
     x = jnp.moveaxis(x, (0, 4), (4, 5)).reshape(self.rows, -1, self.heads * self.repeats)
-    return x[:, : self.length]
+    return x[:, : self.query_slots]
 
   def keys(self, x: Float[Array, "B L K D"]) -> Float[Array, "K T D"]:
     """All rows after each other, T = B * (L padded to whole key blocks)."""
@@ -155,40 +191,41 @@ class Tiled:
 
   def untiled_keys(self, x: Float[Array, "K T D"]) -> Float[Array, "B L K D"]:
     x = jnp.moveaxis(x.reshape(self.heads, self.rows, -1, x.shape[-1]), 0, 2)
-    return x[:, : self.length, :, : self.head_dim]
+    return x[:, : self.key_slots, :, : self.head_dim]
 
-  def padded(self, slots: Slots, size: int) -> Slots:
-    """Whole blocks of `size`; what is added is padding."""
-    return Slots(*(jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)), constant_values=-1) for x in slots))
+  def padded(self, queries: Slots, keys: Slots) -> tuple[Slots, Slots]:
+    """Whole blocks; what is added is padding."""
+    pad = lambda x, size: jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)), constant_values=-1)  # noqa: E731
+    return Slots(*(pad(x, self.tiles.queries) for x in queries)), Slots(*(pad(x, self.tiles.keys) for x in keys))
+
+  def of_queries(self, x: Bool[Array, "B N"]) -> Bool[Array, "B L"]:
+    """For every slot what is said of its block."""
+    return jnp.repeat(x, self.tiles.queries, axis=1)[:, : self.query_slots]
+
+  def of_keys(self, x: Bool[Array, "B N"]) -> Bool[Array, "B M"]:
+    return jnp.repeat(x, self.tiles.keys, axis=1)[:, : self.key_slots]
 
   def _pad(self, x: Array, size: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, -x.shape[-1] % LANES)))
 
 
-def forward(
-  tiled: Tiled,
-  q: Float[Array, "K N R D"],
-  k: Float[Array, "K T D"],
-  v: Float[Array, "K T D"],
-  queries: Slots,
-  keys: Slots,
-) -> tuple[Float[Array, "K N R D"], Float[Array, "K N 1 R"]]:
-  """(out in q's type, log-sum-exp in nats); both are arbitrary where a whole query block is padding."""
+def _run_forward(
+  tiled: Tiled, q: Array, k: Array, v: Array, queries: Slots, keys: Slots, todo: Pairs, dtype: jnp.dtype
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
   tiles = tiled.tiles
-  queries, keys = tiled.padded(queries, tiles.queries), tiled.padded(keys, tiles.keys)
-  todo = pairs(*live(queries, keys, tiles.queries, tiles.keys), by_key=False)
-  rows, d = q.shape[2:]
+  operands = tiled.scaled(q), tiled.keys(k), tiled.keys(v), *(_rows(x) for x in tiled.padded(queries, keys))
+  shape = operands[0].shape
+  rows, d = shape[2:]
   query, key, per_row, key_slots, query_slots = _specs(rows, d, tiles)
-  kernel = functools.partial(_forward_kernel, tiles=tiles, precision=_precision(q))
   column = pltpu.VMEM((rows, LANES), jnp.float32)
-  return _call(
-    kernel,
+  out, lse = _call(
+    functools.partial(_forward_kernel, tiles=tiles, precision=_precision(q)),
     "flash_attention_forward",
     todo,
-    (q, k, v, _rows(queries), _rows(keys)),
+    operands,
     in_specs=[query, key, key, query_slots, key_slots],
     out_specs=[query, per_row],
-    out_shape=[(q.shape, q.dtype), ((*q.shape[:2], 1, rows), jnp.float32)],
+    out_shape=[(shape, dtype), ((*shape[:2], 1, rows), jnp.float32)],
     scratch_shapes=[
       column,
       column,
@@ -196,40 +233,31 @@ def forward(
       pltpu.VMEM((2, tiles.queries, LANES), jnp.int32),
     ],
   )
+  return tiled.slots(out), tiled.per_head(lse)
 
 
-def backward(
-  tiled: Tiled,
-  q: Float[Array, "K N R D"],
-  k: Float[Array, "K T D"],
-  v: Float[Array, "K T D"],
-  gradient: Float[Array, "K N R D"],
-  lse: Float[Array, "K N 1 R"],
-  delta: Float[Array, "K N 1 R"],
-  queries: Slots,
-  keys: Slots,
-) -> tuple[Float[Array, "K N R D"], Float[Array, "K T D"], Float[Array, "K T D"]]:
-  """Gradients of (q before its scale, up to D**-0.5), k and v, in float32; arbitrary in blocks that nothing sees.
-
-  `lse` is +2**100 where a row is to be left out; `delta` is the sum of gradient times out, less the lse's own gradient.
-  """
+def _run_backward(
+  tiled: Tiled, q: Array, k: Array, v: Array, gradient: Array, lse: Array, delta: Array, queries: Slots, keys: Slots,
+  todo: Pairs,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B M K D"], Float[Array, "B M K D"]]:  # fmt: skip
+  """Of q before its scale D**-0.5, of k and of v."""
   tiles = tiled.tiles
-  queries, keys = tiled.padded(queries, tiles.queries), tiled.padded(keys, tiles.keys)
-  todo = pairs(*live(queries, keys, tiles.queries, tiles.keys), by_key=True)
-  rows, d = q.shape[2:]
+  slots = [_rows(x) for x in tiled.padded(queries, keys)]
+  operands = tiled.scaled(q), tiled.keys(k), tiled.keys(v), *slots, tiled.queries(gradient)
+  rows, d = operands[0].shape[2:]
   query, key, per_row, key_slots, query_slots = _specs(rows, d, tiles)
-  kernel = functools.partial(_backward_kernel, tiles=tiles, precision=_precision(q))
   total = pltpu.VMEM((tiles.keys, d), jnp.float32)
-  return _call(
-    kernel,
+  dq, dk, dv = _call(
+    functools.partial(_backward_kernel, tiles=tiles, precision=_precision(q)),
     "flash_attention_backward",
     todo,
-    (q, k, v, _rows(queries), _rows(keys), gradient, lse * math.log2(math.e), delta),
+    (*operands, tiled.per_row(lse * math.log2(math.e)), tiled.per_row(delta)),
     in_specs=[query, key, key, query_slots, key_slots, query, per_row, per_row],
     out_specs=[pl.BlockSpec(memory_space=pl.ANY), key, key],
-    out_shape=[(q.shape, jnp.float32), (k.shape, jnp.float32), (v.shape, jnp.float32)],
+    out_shape=[(x.shape, jnp.float32) for x in operands[:3]],
     scratch_shapes=[total, total, pltpu.VMEM((2, rows, d), jnp.float32), pltpu.SemaphoreType.DMA((2, 2))],
   )
+  return tiled.slots(dq), tiled.untiled_keys(dk), tiled.untiled_keys(dv)
 
 
 def _call(
@@ -347,7 +375,8 @@ def _masked_scores(
 
 def _forward_kernel(
   codes: Ref, count: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, query_slots: Ref, key_slots: Ref, out_ref: Ref,
-  lse_ref: Ref, top_ref: Ref, sum_ref: Ref, total_ref: Ref, columns: Ref, *, tiles: Tiles, precision: lax.Precision | None,
+  lse_ref: Ref, top_ref: Ref, sum_ref: Ref, total_ref: Ref, columns: Ref, *, tiles: Tiles,
+  precision: lax.Precision | None,
 ) -> None:  # fmt: skip
   step = pl.program_id(1)
   first, last = _edges(codes, count, step, _query)
@@ -360,8 +389,9 @@ def _forward_kernel(
     columns[...] = _columns(query_slots[...])
 
   def body(masked: bool) -> None:
-    for start in range(0, tiles.keys, tiles.forward):
-      chunk = slice(start, start + tiles.forward)
+    size = tiles.masked if masked else tiles.forward
+    for start in range(0, tiles.keys, size):
+      chunk = slice(start, start + size)
       k, v = k_ref[chunk, :], v_ref[chunk, :].astype(jnp.float32)
       if masked:
         bias = _bias(columns[...], key_slots[:, chunk])
@@ -372,12 +402,12 @@ def _forward_kernel(
       top = jnp.maximum(before, scores.max(1)[:, None])
       top_ref[...] = top
       decay = jnp.exp2(before - top)
-      weights = jnp.exp2(scores - jnp.tile(top, (1, tiles.forward // LANES)))
+      weights = jnp.exp2(scores - jnp.tile(top, (1, size // LANES)))
       if tiles.wide:
         both = _dot(weights, jnp.concatenate([v, jnp.ones_like(v)], 1), (1, 0), precision)
         sums, values = both[:, LANES:], both[:, :LANES]
       else:  # the sum of each lane; of all lanes at the end
-        sums = functools.reduce(operator.add, jnp.split(weights, tiles.forward // LANES, axis=1))
+        sums = functools.reduce(operator.add, jnp.split(weights, size // LANES, axis=1))
         values = _dot(weights, v, (1, 0), precision)
       sum_ref[...] = sum_ref[...] * decay + sums
       total_ref[...] = total_ref[...] * jnp.tile(decay, (1, total_ref.shape[1] // LANES)) + values

@@ -5,6 +5,7 @@ A tile's scores are [K, rep*q, L] (the query heads of one key-value head are one
 The queries are cut into bands, each of which reads the keys up to its own end: what stands later is never seen.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qwenlong_jax.kernels.flash_attention.blocks import Slots
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING, visible
 from qwenlong_jax.kernels.precision import accumulator
 
@@ -89,6 +91,82 @@ def _backward(residuals: tuple, gradients: tuple[Float[Array, "B L H D"], Float[
 
 
 attention.defvjp(_forward, _backward)
+
+
+def forward(
+  q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], v: Float[Array, "B M K D"], queries: Slots, keys: Slots
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
+  """(out in float32, log-sum-exp) over these M keys, in any order; who sees none of them gives 0 and NOTHING."""
+
+  def row(args: tuple) -> tuple[Array, Array]:
+    q, segment_q, position_q, k, v, segment, position = args
+
+    def block(args: tuple) -> tuple[Array, Array]:
+      def compute() -> tuple[Array, Array]:
+        scores = _scores(args, k, segment, position)
+        lse = jnp.maximum(jax.nn.logsumexp(scores, axis=-1, keepdims=True), NOTHING)
+        weights = jnp.where(scores > NOTHING / 2, jnp.exp(scores - lse), 0).astype(v.dtype)
+        return jnp.matmul(weights, v, preferred_element_type=lse.dtype), lse
+
+      nothing = jax.eval_shape(compute)
+      shows = visible(*(x[None] for x in (*args[1:], segment, position))).any()
+      return jax.lax.cond(shows, compute, lambda: (_like(v, nothing[0], 0), _like(v, nothing[1], NOTHING)))
+
+    return _map(block, (q, *_blocks(segment_q, position_q)))
+
+  tiles = _query_tiles(q * q.shape[-1] ** -0.5, k.shape[2])
+  out, lse = _map(row, (tiles, *queries, *(jnp.moveaxis(x, 1, 2) for x in (k, v)), *keys))
+  lse = _untile(lse, q[..., :1])[..., 0]
+  return _untile(out, q), jnp.where((queries.segment >= 0)[..., None] & (lse > NOTHING / 2), lse, NOTHING)
+
+
+def backward(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B M K D"],
+  v: Float[Array, "B M K D"],
+  gradient: Float[Array, "B L H D"],
+  lse: Float[Array, "B L H"],
+  delta: Float[Array, "B L H"],
+  queries: Slots,
+  keys: Slots,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B M K D"], Float[Array, "B M K D"]]:
+  """Gradients of q, k, v in float32, of these M keys' share; `lse` is over all keys there are."""
+
+  def row(args: tuple) -> tuple[Array, Array, Array]:
+    q, segment_q, position_q, g, lse, delta, k, v, segment, position = args
+
+    def block(totals: tuple[Array, Array], args: tuple) -> tuple[tuple[Array, Array], Array]:
+      q, segment_q, position_q, g, lse, delta = args
+
+      def compute() -> tuple[Array, Array, Array]:
+        scores = _scores((q, segment_q, position_q), k, segment, position)
+        weights = jnp.where(scores > NOTHING / 2, jnp.exp(scores - lse), 0)
+        ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=accumulator(k)) - delta)
+        weights, ds = weights.astype(v.dtype), ds.astype(v.dtype)
+        multiply = functools.partial(jnp.matmul, preferred_element_type=accumulator(k))
+        return multiply(ds.mT, q), multiply(weights.mT, g), multiply(ds, k)
+
+      shows = visible(*(x[None] for x in (segment_q, position_q, segment, position))).any()
+      nothing = jax.eval_shape(compute)
+      dk, dv, dq = jax.lax.cond(shows, compute, lambda: tuple(_like(v, x, 0) for x in nothing))
+      return (totals[0] + dk, totals[1] + dv), dq
+
+    zeros = _like(v, jax.ShapeDtypeStruct(k.shape, accumulator(k)), 0)
+    (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment_q, position_q), g, lse, delta))
+    return dq, dk, dv
+
+  seen = (queries.segment >= 0)[..., None] & (lse > NOTHING / 2)
+  gradient, delta = jnp.where(seen[..., None], gradient, 0).astype(q.dtype), jnp.where(seen, delta, 0)
+  heads = k.shape[2]
+  cut = [_query_tiles(x, heads) for x in (gradient, lse[..., None], delta[..., None])]
+  moved = [jnp.moveaxis(x, 1, 2) for x in (k, v)]
+  dq, dk, dv = _map(row, (_query_tiles(q * q.shape[-1] ** -0.5, heads), *queries, *cut, *moved, *keys))
+  return _untile(dq, q) * q.shape[-1] ** -0.5, jnp.moveaxis(dk, 1, 2), jnp.moveaxis(dv, 1, 2)
+
+
+def _like(operand: Array, shape: jax.ShapeDtypeStruct, value: float) -> Array:
+  """A constant array that, inside shard_map, varies over the axes that `operand` varies over."""
+  return jnp.full(shape.shape, value, shape.dtype) + 0 * operand.ravel()[0].astype(shape.dtype)
 
 
 def _bands(q: Array, k: Array, v: Array, segment: Array, position: Array, *more: Array) -> Iterator[tuple]:

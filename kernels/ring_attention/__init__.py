@@ -1,0 +1,75 @@
+"""Attention over a sequence that is cut over a mesh axis, inside `shard_map`; masks as `flash_attention`'s.
+
+Letters: B rows, L slots of this device, H query heads, K key-value heads, D head dimension.
+
+Any slots may lie on any device: the mask knows segments and positions, not places. `to_ring` deals blocks round the
+devices, which gives all of them about as much to do. What a device needs nothing from it doesn't compute.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from qwenlong_jax.kernels import chip
+from qwenlong_jax.kernels.choice import choose
+from qwenlong_jax.kernels.flash_attention import pallas_tpu, xla
+from qwenlong_jax.kernels.ring_attention import gathered, ring
+from qwenlong_jax.kernels.ring_attention.layout import from_ring, to_ring
+
+__all__ = ["from_ring", "ring_attention", "ring_attention_with_lse", "to_ring"]
+
+IMPLEMENTATIONS: dict[str, Callable] = {"ring": ring.attention, "gather": gathered.attention}
+LOCAL = {"pallas_tpu": pallas_tpu, "xla": xla}
+GATHER_BELOW = 65536  # slots of all devices together, up to which gathering is the faster
+
+
+def ring_attention(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B L K D"],
+  v: Float[Array, "B L K D"],
+  segment: Int[Array, "B L"],
+  position: Int[Array, "B L"],
+  *,
+  axis: str,
+  implementation: str | None = None,
+  local: str | None = None,
+) -> Float[Array, "B L H D"]:
+  """`flash_attention` of this device's queries to the keys of all devices of the mesh axis `axis`.
+
+  `implementation`: "ring", or "gather", the faster up to 65,536 slots in all; None takes one of them by that length.
+  `local`: which of flash_attention's implementations computes on a device; None takes the backend's.
+
+  Raises:
+    ValueError: shapes or types disagree, an unknown name, or `axis` is not one of the surrounding shard_map's.
+  """
+  return ring_attention_with_lse(q, k, v, segment, position, axis=axis, implementation=implementation, local=local)[0]
+
+
+def ring_attention_with_lse(
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B L K D"],
+  v: Float[Array, "B L K D"],
+  segment: Int[Array, "B L"],
+  position: Int[Array, "B L"],
+  *,
+  axis: str,
+  implementation: str | None = None,
+  local: str | None = None,
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
+  """(out, log-sum-exp in nats, float32); that of a slot which sees nothing is -1e30."""
+  if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+    raise ValueError(f"shapes disagree: {q.shape=}, {k.shape=}, {v.shape=}; wanted [B L H D], [B L K D], [B L K D]")
+  if q.shape[2] % k.shape[2]:
+    raise ValueError(f"{q.shape[2]} query heads must be a multiple of {k.shape[2]} key-value heads")
+  if segment.shape != q.shape[:2] or position.shape != q.shape[:2]:
+    raise ValueError(f"{segment.shape=} and {position.shape=} must be {q.shape[:2]}, one per slot")
+  if not q.dtype == k.dtype == v.dtype:
+    raise ValueError(f"types disagree: {q.dtype=}, {k.dtype=}, {v.dtype=}; cast them to one")
+  try:
+    size = jax.lax.axis_size(axis)
+  except NameError as error:
+    raise ValueError(f"{axis=} is no mesh axis here; call ring_attention inside a shard_map that has it") from error
+  run = choose(implementation, IMPLEMENTATIONS, {"default": "gather" if size * q.shape[1] <= GATHER_BELOW else "ring"})
+  module = choose(local, LOCAL, {"default": "pallas_tpu" if chip.tpu() else "xla"})
+  return run(q, k, v, segment, position, axis, module)

@@ -1,0 +1,30 @@
+"""Which device of the ring holds which slots: blocks are dealt round, so that every device has early and late ones."""
+
+import jax
+from jaxtyping import Shaped
+
+
+def to_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int) -> Shaped[jax.Array, "B L ..."]:
+  """Slots in the order in which an even cut over `ring` devices gives device d the blocks d, d + ring, ...
+
+  Tokens, segments and positions all go through here; then the mask, which knows positions only, stays what it was.
+
+  Raises:
+    ValueError: the length is not whole rounds of blocks.
+  """
+  return _swap(x, ring, block, to=True)
+
+
+def from_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int) -> Shaped[jax.Array, "B L ..."]:
+  """The inverse of `to_ring`."""
+  return _swap(x, ring, block, to=False)
+
+
+def _swap(x: jax.Array, ring: int, block: int, *, to: bool) -> jax.Array:
+  rows, length = x.shape[:2]
+  if ring < 1 or block < 1 or length % (ring * block):
+    wanted = -(-length // max(ring * block, 1)) * max(ring * block, 1)
+    raise ValueError(f"{length} slots are not whole rounds of {ring=} blocks of {block}; pad to {wanted}")
+  rounds = length // (ring * block)
+  first, second = (rounds, ring) if to else (ring, rounds)
+  return x.reshape(rows, first, second, block, *x.shape[2:]).swapaxes(1, 2).reshape(x.shape)

@@ -1,0 +1,169 @@
+"""Attention over a sequence cut over 1 to 8 devices, against float64 on the whole sequence."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+from oracle import error, interpreted, oracle, random_inputs, rows
+
+from qwenlong_jax.kernels.flash_attention import pallas_tpu
+from qwenlong_jax.kernels.flash_attention.blocks import Slots, live
+from qwenlong_jax.kernels.ring_attention import from_ring, ring_attention, ring_attention_with_lse, to_ring
+
+H, K, D = 4, 2, 8
+TILES = pallas_tpu.Tiles(128, 128, 128, 128, 128, wide=False)
+FORWARD, GRADIENT = 1e-5, 1e-4
+
+
+@functools.cache
+def compiled(implementation, local, ring, block):
+  """(q, k, v, segment, position, cotangents) of the whole sequence -> (out, lse, gradients)."""
+  mesh = jax.make_mesh((ring,), ("ring",), devices=jax.devices()[:ring], axis_types=(jax.sharding.AxisType.Auto,))
+  attend = functools.partial(ring_attention_with_lse, axis="ring", implementation=implementation, local=local)
+  # Interpret mode's own program does not say over which axes its arrays vary.
+  sharded = jax.shard_map(
+    attend, mesh=mesh, in_specs=(P(None, "ring"),) * 5, out_specs=P(None, "ring"), check_vma=local == "xla"
+  )
+
+  @jax.jit
+  def run(q, k, v, segment, position, cotangent, lse_cotangent):
+    deal = functools.partial(to_ring, ring=ring, block=block)
+    back = functools.partial(from_ring, ring=ring, block=block)
+    slots = deal(segment), deal(position)
+    (out, lse), vjp = jax.vjp(lambda q, k, v: sharded(q, k, v, *slots), deal(q), deal(k), deal(v))
+    return back(out), back(lse), [back(x) for x in vjp((deal(cotangent), deal(lse_cotangent)))]
+
+  def patched(*args):
+    with pytest.MonkeyPatch.context() as patch, interpreted():
+      patch.setattr(pallas_tpu, "tiles_for", lambda *_: TILES)
+      return jax.block_until_ready(run(*args))
+
+  return patched
+
+
+def check(run, segment, position, seed=0):
+  shape = (*segment.shape, H, K, D)
+  q, k, v, cotangent = random_inputs(shape, seed)
+  lse_cotangent = jnp.where(segment[..., None] >= 0, cotangent[..., 0], 0)
+  out, lse, gradients = run(q, k, v, jnp.asarray(segment), jnp.asarray(position), cotangent, lse_cotangent)
+  wanted, wanted_lse, wanted_gradients = oracle(q, k, v, segment, position, cotangent, lse_cotangent)
+  assert error(out, wanted) < FORWARD
+  np.testing.assert_allclose(lse, wanted_lse, rtol=FORWARD, atol=FORWARD)
+  for name, got, want in zip("qkv", gradients, wanted_gradients):
+    assert error(got, want) < GRADIENT, f"d{name}"
+
+
+@pytest.mark.parametrize("implementation", ["ring", "gather"])
+@pytest.mark.parametrize("ring", [1, 2, 8])
+@settings(max_examples=6)
+@given(pair=st.tuples(rows(64), rows(64)), seed=st.integers(0, 99))
+def test_it_is_attention_over_the_whole_sequence(implementation, ring, pair, seed):
+  segment, position = (np.stack(x) for x in zip(*pair))
+  check(compiled(implementation, "xla", ring, 4), segment, position, seed)
+
+
+@pytest.mark.parametrize("implementation, ring", [("ring", 8), ("gather", 2)])
+def test_with_the_tpu_kernels_in_interpret_mode(implementation, ring):
+  """A shared prefix and two branches with padding, dealt in blocks of 32; two rows, one of them plain."""
+  slots = 32 * 2 * ring
+  prefix, branch = slots // 2, slots // 4 - 10  # and 20 of padding
+  segment = np.repeat([0, 1, 2, -1], [prefix, branch, branch, 20])
+  position = np.concatenate([np.arange(prefix), *[prefix + np.arange(branch)] * 2, np.zeros(20, int)])
+  segment, position = np.stack([segment, np.ones(slots, int)]), np.stack([position, np.arange(slots)])
+  check(compiled(implementation, "pallas_tpu", ring, 32), segment, position)
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+def test_dealing_blocks_round_and_collecting_them(ring, block, rounds):
+  length = ring * block * rounds
+  x = jnp.arange(2 * length * 3).reshape(2, length, 3)
+  dealt = to_ring(x, ring, block)
+  np.testing.assert_array_equal(from_ring(dealt, ring, block), x)
+  device = np.asarray(dealt).reshape(2, ring, rounds, block, 3)
+  for d in range(ring):
+    for r in range(rounds):
+      start = (r * ring + d) * block
+      np.testing.assert_array_equal(device[:, d, r], x[:, start : start + block])
+
+
+@pytest.mark.parametrize("ring, most", [(8, 1.04), (64, 1.23)])
+def test_every_device_has_about_as_many_live_pairs_at_every_step(ring, most):
+  """A prefix of 120K with 8 branches of 8K, blocks of 512: the slowest device of each step, over an exact division."""
+  prefix, branch, size = 120 * 1024, 8 * 1024, 512
+  segment = np.repeat([0, *range(1, 9)], [prefix, *[branch] * 8])[None]
+  position = np.concatenate([np.arange(prefix), *[prefix + np.arange(branch)] * 8])[None]
+  pad = [(0, 0), (0, -segment.shape[1] % (ring * size))]
+  row = Slots(*(to_ring(jnp.pad(x, pad, constant_values=-1), ring, size) for x in (segment, position)))
+  some = np.asarray(live(row, row, size, size)[0][0])
+  blocks = some.shape[0] // ring
+  work = some.reshape(ring, blocks, ring, blocks).sum((1, 3))  # of a device with the keys of another
+  lockstep = sum(max(work[d, (d - step) % ring] for d in range(ring)) for step in range(ring))
+  assert lockstep / (some.sum() / ring) <= most
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_planted_race_is_seen(waits):
+  """So that the other tests' silence means something: a block is read before its copy has been waited for."""
+
+  def kernel(x_hbm, out, block, semaphore):
+    copy = pltpu.make_async_copy(x_hbm, block, semaphore)
+    copy.start()
+    if waits:
+      copy.wait()
+    out[...] = block[...]
+    if not waits:
+      copy.wait()
+
+  shape = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+  call = functools.partial(
+    pl.pallas_call,
+    kernel,
+    in_specs=[pl.BlockSpec(memory_space=pl.ANY)],
+    out_shape=shape,
+    scratch_shapes=[pltpu.VMEM(shape.shape, shape.dtype), pltpu.SemaphoreType.DMA],
+  )
+  with contextlib.nullcontext() if waits else pytest.raises(AssertionError, match="a race"), interpreted():
+    jax.block_until_ready(call()(jnp.ones(shape.shape)))
+
+
+def test_the_door_gathers_short_sequences_and_sends_long_ones_round(monkeypatch):
+  from qwenlong_jax.kernels import ring_attention as door
+
+  asked = []
+  monkeypatch.setattr(door, "choose", lambda name, table, preferred: asked.append(preferred["default"]) or spy)
+  spy = lambda q, *_: (q, q[..., 0])  # noqa: E731
+  mesh = jax.make_mesh((8,), ("ring",), axis_types=(jax.sharding.AxisType.Auto,))
+  for length in (65536, 65536 + 8):
+    q, k = (jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (2, 1))
+    slots = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    sharded = jax.shard_map(
+      functools.partial(ring_attention, axis="ring"),
+      mesh=mesh, in_specs=(P(None, "ring"),) * 5, out_specs=P(None, "ring"),
+    )  # fmt: skip
+    jax.eval_shape(sharded, q, k, k, slots, slots)
+  assert asked == ["gather", "xla", "ring", "xla"]
+
+
+def test_what_a_device_needs_nothing_from_is_not_computed():
+  """Two documents on two devices: the kernels' grid is empty for the other's keys."""
+  row = Slots(jnp.repeat(jnp.array([[1, 2]]), 256, axis=1), jnp.tile(jnp.arange(256), 2)[None])
+  some, _ = live(Slots(*(x[:, :256] for x in row)), Slots(*(x[:, 256:] for x in row)), 128, 128)
+  assert not some.any()
+
+
+def test_the_doors_name_what_is_wrong():
+  q, slots = jnp.zeros((1, 8, 2, 4)), jnp.zeros((1, 8), int)
+  with pytest.raises(ValueError, match=r"axis='ring' is no mesh axis here; call ring_attention inside a shard_map"):
+    ring_attention(q, q, q, slots, slots, axis="ring")
+  with pytest.raises(ValueError, match=r"segment.shape=\(1, 7\) and position.shape=\(1, 8\) must be \(1, 8\)"):
+    ring_attention(q, q, q, slots[:, :7], slots, axis="ring")
+  with pytest.raises(ValueError, match=r"10 slots are not whole rounds of ring=4 blocks of 2; pad to 16"):
+    to_ring(jnp.zeros((1, 10)), 4, 2)
