@@ -166,7 +166,7 @@ def backward(
 
 def _like(operand: Array, shape: jax.ShapeDtypeStruct, value: float) -> Array:
   """A constant array that, inside shard_map, varies over the axes that `operand` varies over."""
-  return jnp.full(shape.shape, value, shape.dtype) + 0 * operand.ravel()[0].astype(shape.dtype)
+  return jnp.full_like(operand, value, dtype=shape.dtype, shape=shape.shape)
 
 
 def _bands(q: Array, k: Array, v: Array, segment: Array, position: Array, *more: Array) -> Iterator[tuple]:

@@ -17,10 +17,15 @@ from qwenlong_jax.kernels.flash_attention import pallas_tpu, xla
 from qwenlong_jax.kernels.ring_attention import gathered, ring
 from qwenlong_jax.kernels.ring_attention.layout import from_ring, to_ring
 
-__all__ = ["from_ring", "ring_attention", "ring_attention_with_lse", "to_ring"]
+__all__ = ["COMPILER_OPTIONS", "from_ring", "ring_attention", "ring_attention_with_lse", "to_ring"]
 
 IMPLEMENTATIONS: dict[str, Callable] = {"ring": ring.attention, "gather": gathered.attention}
 LOCAL = {"pallas_tpu": pallas_tpu, "xla": xla}
+# With these the TPU compiler lets the transfers of the ring travel while a kernel computes; without, after it.
+COMPILER_OPTIONS = {
+  "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+  "xla_tpu_enable_all_gather_offload_tracing": "true",
+}
 GATHER_BELOW = 65536  # slots of all devices together, up to which gathering is the faster
 
 

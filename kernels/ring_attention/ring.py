@@ -1,7 +1,8 @@
 """Keys and values go round the ring; the gradients of both follow them one step behind.
 
-A step's permutes need nothing that the step computes, so that a device can compute while they travel. A device holds
-two shards of keys and values beyond its own at most: the one it computes with and the one that arrives.
+A step's permutes need nothing that the step computes and the other way round, so that a device computes while they
+travel: with the keys that the step before received, and its share of their gradients is added to those of the devices
+before it, which arrive meanwhile. A device holds two shards of keys and values beyond its own at most.
 """
 
 import functools
@@ -9,7 +10,7 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
@@ -35,13 +36,14 @@ def _forward(
   queries = Slots(segment, position)
 
   def step(carry: tuple, _: None) -> tuple[tuple, None]:
-    out, lse, here = carry
-    there = _next(here, axis)
-    return (*_merge((out, lse), local.forward(q, *there[:2], queries, Slots(*there[2:]))), there), None
+    *found, (keys, slots) = carry
+    there = _next((keys, slots), axis)
+    more = local.forward(q, *keys, queries, Slots(*slots))
+    return (*_merge(tuple(found), more), there), None
 
-  own = (k, v, segment, position)
-  first = (*local.forward(q, k, v, queries, queries), own)
-  (out, lse, _), _ = jax.lax.scan(step, first, length=jax.lax.axis_size(axis) - 1)
+  nothing = jnp.zeros_like(q, jnp.float32), jnp.full_like(q, NOTHING, jnp.float32, q.shape[:3])
+  start = (*nothing, (jnp.stack([k, v]), jnp.stack(queries)))
+  (out, lse, _), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
   out = out.astype(q.dtype)
   return (out, lse), (q, k, v, segment, position, out, lse)
 
@@ -51,27 +53,24 @@ def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[A
   queries, (gradient, lse_gradient) = Slots(segment, position), gradients
   delta = (gradient.astype(jnp.float32) * out).sum(-1) - lse_gradient
 
-  def share(k: Array, v: Array, *keys: Array) -> tuple[Array, Array, Array]:
-    return local.backward(q, k, v, gradient, lse, delta, queries, Slots(*keys))
-
   def step(carry: tuple, _: None) -> tuple[tuple, None]:
-    dq, travelling, here = carry
-    there, arrived = _next(here, axis), _next(travelling, axis)
-    more, *theirs = share(*there)
-    return (dq + more, tuple(x + y for x, y in zip(arrived, theirs)), there), None
+    dq, travelling, keys, slots = carry
+    arrived, *there = _next((travelling, keys, slots), axis)
+    more, *mine = local.backward(q, *keys, gradient, lse, delta, queries, Slots(*slots))
+    return (dq + more, arrived + jnp.stack(mine), *there), None
 
-  own = (k, v, segment, position)
-  dq, *mine = share(*own)
-  (dq, travelled, _), _ = jax.lax.scan(step, (dq, tuple(mine), own), length=jax.lax.axis_size(axis) - 1)
-  found = (dq, *_next(travelled, axis))
-  return *(d.astype(x.dtype) for d, x in zip(found, (q, k, v))), None, None
+  keys = jnp.stack([k, v])
+  start = jnp.zeros_like(q, jnp.float32), jnp.zeros_like(keys, jnp.float32), keys, jnp.stack(queries)
+  (dq, travelled, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
+  dk, dv = _next(travelled, axis)
+  return *(d.astype(x.dtype) for d, x in zip((dq, dk, dv), (q, k, v))), None, None
 
 
 attention.defvjp(_forward, _backward)
 
 
-def _next(shards: tuple[Array, ...], axis: str) -> tuple[Array, ...]:
-  """What the device before this one holds."""
+def _next(shards: PyTree, axis: str) -> PyTree:
+  """What the device before this one holds. Few arrays: the compiler hides so many permutes at a time and no more."""
   ring = jax.lax.axis_size(axis)
   return jax.lax.ppermute(shards, axis, [(i, (i + 1) % ring) for i in range(ring)])
 
