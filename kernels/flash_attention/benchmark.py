@@ -74,7 +74,7 @@ def _splash_kernel(package: str, queries: int, keys: int, compute: int, length: 
 CASES: dict[str, Callable[[], Case]] = {"ours": ours} | {
   f"{package} {queries} x {keys} ({compute})": functools.partial(peer, package, queries, keys, compute)
   for package in ("splash", "tokamax")
-  for queries, keys, compute in ((1024, 1024, 1024), (1024, 2048, 512), (1024, 2048, 1024))
+  for queries, keys, compute in ((1024, 1024, 1024), (1024, 2048, 512), (1024, 2048, 1024), (2048, 2048, 512))
   if package == "splash" or importlib.util.find_spec("tokamax")
 }
 LENGTHS = {"tpu": (8192, 32768, 131072), "gpu": (8192, 32768, 131072), "cpu": (1024, 2048)}

@@ -40,8 +40,9 @@ class Tiles:
   queries: int  # positions in a query block, a multiple of 128
   keys: int  # in a key block, a multiple of 128
   forward: int  # keys whose scores exist at a time; divides `keys`
-  masked: int  # likewise, forward where the mask applies
   backward: int
+  masked_forward: int  # the same where the mask applies
+  masked_backward: int
   wide: bool  # use the idle half of a 256 wide MXU
 
   @property
@@ -59,9 +60,16 @@ def tiles_for(repeats: int, head_dim: int, length: int) -> Tiles:
   keys = 2048
   while keys > LANES and (keys > slots or keys * head_dim * max(queries * repeats, 2048) > 2**29):
     keys //= 2
-  if wide:
-    return Tiles(queries, keys, forward=keys, masked=keys, backward=min(keys, 512), wide=True)
-  return Tiles(queries, keys, forward=min(keys, 512), masked=min(keys, 256), backward=min(keys, 512), wide=False)
+  forward, backward, masked_forward, masked_backward = (2048, 1024, 2048, 512) if wide else (512, 512, 256, 512)
+  return Tiles(
+    queries,
+    keys,
+    forward=min(keys, forward),
+    backward=min(keys, backward),
+    masked_forward=min(keys, masked_forward),
+    masked_backward=min(keys, masked_backward),
+    wide=wide,
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -389,7 +397,7 @@ def _forward_kernel(
     columns[...] = _columns(query_slots[...])
 
   def body(masked: bool) -> None:
-    size = tiles.masked if masked else tiles.forward
+    size = tiles.masked_forward if masked else tiles.forward
     for start in range(0, tiles.keys, size):
       chunk = slice(start, start + size)
       k, v = k_ref[chunk, :], v_ref[chunk, :].astype(jnp.float32)
@@ -462,8 +470,9 @@ def _backward_kernel(
 
   def body(masked: bool) -> None:
     q, gradient = q_ref[...], gradient_ref[...]
-    for start in range(0, tiles.keys, tiles.backward):
-      chunk = slice(start, start + tiles.backward)
+    size = tiles.masked_backward if masked else tiles.backward
+    for start in range(0, tiles.keys, size):
+      chunk = slice(start, start + size)
       k, v = k_ref[chunk, :], v_ref[chunk, :]
       if masked:
         bias = _bias(_columns(query_slots[...]), key_slots[:, chunk])

@@ -25,7 +25,10 @@ B, L, H, K, D = 2, 37, 4, 2, 8
 MANY = 300  # slots: several blocks of a TPU kernel, the last of them ragged
 # (BLOCK, BAND, BANDS): bands of ragged blocks; bands longer than BAND, for they may be but three; all in one.
 BLOCKS = [(6, 16, 8), (8, 4, 3), (512, 512, 8)]
-TILES = [pallas_tpu.Tiles(128, 256, 256, 128, 128, wide=False), pallas_tpu.Tiles(256, 256, 128, 256, 256, wide=True)]
+TILES = [  # queries, keys; keys at a time forward and backward, the same under the mask
+  pallas_tpu.Tiles(128, 256, 256, 128, 128, 256, wide=False),
+  pallas_tpu.Tiles(256, 256, 128, 256, 256, 128, wide=True),
+]
 SIZES = {"reference": [None], "xla": BLOCKS, "pallas_tpu": TILES}
 FORWARD, GRADIENT = 1e-5, 1e-4
 

@@ -19,7 +19,7 @@ from qwenlong_jax.kernels.flash_attention.blocks import Slots, live
 from qwenlong_jax.kernels.ring_attention import from_ring, ring_attention, ring_attention_with_lse, to_ring
 
 H, K, D = 4, 2, 8
-TILES = pallas_tpu.Tiles(128, 128, 128, 128, 128, wide=False)
+TILES = pallas_tpu.Tiles(128, 128, 128, 128, 128, 128, wide=False)
 FORWARD, GRADIENT = 1e-5, 1e-4
 
 
