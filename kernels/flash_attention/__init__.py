@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
 from qwenlong_jax.kernels.flash_attention import pallas_tpu, reference, xla
+from qwenlong_jax.kernels.flash_attention.operands import checked
 
 IMPLEMENTATIONS: dict[str, Callable] = {
   "reference": reference.attention,
@@ -33,10 +34,11 @@ def flash_attention(
 ) -> Float[Array, "B L H D"]:
   """Softmax attention, scaled by D**-0.5, accumulated in float32; a slot that sees nothing gives 0.
 
-  Slots must be in order (see above): what an implementation gives where the mask shows a later slot is undefined.
+  Slots must be in order (see above): what an implementation gives where the mask shows a later slot is undefined. What
+  stands in padding must be finite: an implementation may multiply it by 0. For more rows take a larger B, not `vmap`.
 
   Raises:
-    ValueError: the query heads do not divide into the key-value heads, shapes or types disagree.
+    ValueError: the query heads do not divide into the key-value heads, shapes or types disagree or are not supported.
   """
   return flash_attention_with_lse(q, k, v, segment, position, implementation=implementation)[0]
 
@@ -54,14 +56,5 @@ def flash_attention_with_lse(
 
   By the log-sum-exps attentions over parts of the keys are combined. That of a slot which sees nothing is -1e30.
   """
-  if q.ndim != 4 or k.ndim != 4:
-    raise ValueError(f"{q.shape=}, {k.shape=}; wanted [B L H D], [B L K D]")
-  if q.shape[2] % k.shape[2]:
-    raise ValueError(f"{q.shape[2]} query heads must be a multiple of {k.shape[2]} key-value heads")
-  if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
-    raise ValueError(f"shapes disagree: {q.shape=}, {k.shape=}, {v.shape=}; wanted [B L H D], [B L K D], [B L K D]")
-  if segment.shape != q.shape[:2] or position.shape != q.shape[:2]:
-    raise ValueError(f"{segment.shape=} and {position.shape=} must be {q.shape[:2]}, one per slot")
-  if not q.dtype == k.dtype == v.dtype:
-    raise ValueError(f"types disagree: {q.dtype=}, {k.dtype=}, {v.dtype=}; cast them to one")
-  return choose(implementation, IMPLEMENTATIONS, {"default": "xla", "tpu": "pallas_tpu"})(q, k, v, segment, position)
+  slots = checked(q, k, v, segment, position)
+  return choose(implementation, IMPLEMENTATIONS, {"default": "xla", "tpu": "pallas_tpu"})(q, k, v, *slots)

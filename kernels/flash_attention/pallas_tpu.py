@@ -43,7 +43,14 @@ class Tiles:
   backward: int
   masked_forward: int  # the same where the mask applies
   masked_backward: int
-  wide: bool  # use the idle half of a 256 wide MXU
+  wide: bool  # use the idle half of a 256 wide MXU; only for a head dimension of 128
+
+  def __post_init__(self) -> None:
+    chunks = self.forward, self.backward, self.masked_forward, self.masked_backward
+    if any(size < 1 or size % LANES for size in (self.queries, self.keys, *chunks)):
+      raise ValueError(f"{self}: every size must be a multiple of {LANES}")
+    if any(self.keys % size for size in chunks):
+      raise ValueError(f"{self}: keys={self.keys} must divide by what is computed at a time")
 
   @property
   def group(self) -> int:
@@ -163,6 +170,10 @@ class Tiled:
   def of(cls, q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], tiles: Tiles | None) -> "Tiled":
     b, l, h, d = q.shape
     repeats, wide = h // k.shape[2], -(-d // LANES) * LANES
+    if q.dtype not in (jnp.bfloat16, jnp.float32):
+      raise ValueError(f"{q.dtype=} is neither bfloat16 nor float32; cast it or take implementation='xla'")
+    if tiles and tiles.wide and wide != LANES:
+      raise ValueError(f"{tiles} is wide, which takes a head dimension of at most {LANES}, not {d}")
     return cls(tiles or tiles_for(repeats, wide, max(l, k.shape[1])), b, l, k.shape[1], k.shape[2], repeats, d)
 
   def scaled(self, q: Float[Array, "B L H D"]) -> Float[Array, "K N R D"]:
@@ -280,6 +291,8 @@ def _call(
   scratch_shapes: list,
 ) -> tuple:
   info = chip.tpu()
+  # At least a step, of the first blocks: whoever sees nothing does not read what it writes.
+  count = jnp.maximum(todo.count, 1)
   varies = jax.typeof(operands[0]).manual_axis_type  # inside shard_map: over which axes
   return pl.pallas_call(
     kernel,
@@ -287,7 +300,7 @@ def _call(
     out_shape=[jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=varies) for shape, dtype in out_shape],
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
-      grid=(operands[0].shape[0], todo.count[0]),
+      grid=(operands[0].shape[0], count[0]),
       in_specs=in_specs,
       out_specs=out_specs,
       scratch_shapes=scratch_shapes,
@@ -296,7 +309,7 @@ def _call(
       dimension_semantics=("parallel", "arbitrary"),
       vmem_limit_bytes=None if info is None else info.vmem_capacity_bytes - 2**22,
     ),
-  )(todo.codes, todo.count, *operands)
+  )(todo.codes, count, *operands)
 
 
 def _specs(rows: int, d: int, tiles: Tiles) -> tuple[pl.BlockSpec, ...]:
@@ -322,11 +335,11 @@ def _precision(x: Array) -> lax.Precision | None:
 
 
 def _query(code: Array) -> Array:
-  return lax.shift_right_logical(code, 17)
+  return lax.shift_right_logical(code, jnp.int32(17))
 
 
 def _key(code: Array) -> Array:
-  return lax.shift_right_logical(code, 2) & 0x7FFF
+  return lax.shift_right_logical(code, jnp.int32(2)) & 0x7FFF
 
 
 def _edges(codes: Array, count: Array, step: Array, block: Callable) -> tuple[Array, Array]:

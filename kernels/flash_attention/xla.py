@@ -96,7 +96,7 @@ attention.defvjp(_forward, _backward)
 def forward(
   q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], v: Float[Array, "B M K D"], queries: Slots, keys: Slots
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-  """(out in float32, log-sum-exp) over these M keys, in any order; who sees none of them gives 0 and NOTHING."""
+  """(out, log-sum-exp), both in the accumulator's type, over these M keys, in any order; see none: 0 and NOTHING."""
 
   def row(args: tuple) -> tuple[Array, Array]:
     q, segment_q, position_q, k, v, segment, position = args
@@ -130,7 +130,7 @@ def backward(
   queries: Slots,
   keys: Slots,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B M K D"], Float[Array, "B M K D"]]:
-  """Gradients of q, k, v in float32, of these M keys' share; `lse` is over all keys there are."""
+  """Gradients of q, k, v in the accumulator's type, of these M keys' share; `lse` is over all keys there are."""
 
   def row(args: tuple) -> tuple[Array, Array, Array]:
     q, segment_q, position_q, g, lse, delta, k, v, segment, position = args

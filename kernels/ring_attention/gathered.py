@@ -4,10 +4,10 @@ import functools
 from types import ModuleType
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
+from qwenlong_jax.kernels.precision import accumulator
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -36,7 +36,7 @@ def _forward(
 def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
   q, k, v, segment, position, out, lse = residuals
   gradient, lse_gradient = gradients
-  delta = (gradient.astype(jnp.float32) * out).sum(-1) - lse_gradient
+  delta = (gradient.astype(accumulator(q)) * out).sum(-1) - lse_gradient
   # Gathered again rather than kept: all keys of all layers would be the ring's memory times its size.
   everyone = [jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v, segment, position)]
   slots = Slots(segment, position), Slots(*everyone[2:])

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
+from qwenlong_jax.kernels.precision import accumulator
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -41,7 +42,7 @@ def _forward(
     more = local.forward(q, *keys, queries, Slots(*slots))
     return (*_merge(tuple(found), more), there), None
 
-  nothing = jnp.zeros_like(q, jnp.float32), jnp.full_like(q, NOTHING, jnp.float32, q.shape[:3])
+  nothing = jnp.zeros_like(q, accumulator(q)), jnp.full_like(q, NOTHING, accumulator(q), q.shape[:3])
   start = (*nothing, (jnp.stack([k, v]), jnp.stack(queries)))
   (out, lse, _), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
   out = out.astype(q.dtype)
@@ -51,7 +52,7 @@ def _forward(
 def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
   q, k, v, segment, position, out, lse = residuals
   queries, (gradient, lse_gradient) = Slots(segment, position), gradients
-  delta = (gradient.astype(jnp.float32) * out).sum(-1) - lse_gradient
+  delta = (gradient.astype(accumulator(q)) * out).sum(-1) - lse_gradient
 
   def step(carry: tuple, _: None) -> tuple[tuple, None]:
     dq, travelling, keys, slots = carry
@@ -60,7 +61,7 @@ def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[A
     return (dq + more, arrived + jnp.stack(mine), *there), None
 
   keys = jnp.stack([k, v])
-  start = jnp.zeros_like(q, jnp.float32), jnp.zeros_like(keys, jnp.float32), keys, jnp.stack(queries)
+  start = jnp.zeros_like(q, accumulator(q)), jnp.zeros_like(keys, accumulator(q)), keys, jnp.stack(queries)
   (dq, travelled, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
   dk, dv = _next(travelled, axis)
   return *(d.astype(x.dtype) for d, x in zip((dq, dk, dv), (q, k, v))), None, None

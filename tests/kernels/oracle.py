@@ -27,13 +27,13 @@ def interpreted():
   assert not (interpret_pallas_call.races and interpret_pallas_call.races.races_found), "a race: see stdout"
 
 
-def sees(segment, position):
+def sees(segment, position, key_segment, key_position):
   """[query, key]"""
-  q, k = segment[:, None], segment[None, :]
-  return (q >= 0) & (k >= 0) & ((k == q) | (k == 0)) & (position[None, :] <= position[:, None])
+  q, k = segment[:, None], key_segment[None, :]
+  return (q >= 0) & (k >= 0) & ((k == q) | (k == 0)) & (key_position[None, :] <= position[:, None])
 
 
-def oracle(q, k, v, segment, position, cotangent, lse_cotangent=None):
+def oracle(q, k, v, segment, position, cotangent, lse_cotangent=None, keys=None):
   """Output, log-sum-exp and gradients in float64, a row and a head at a time, by the softmax's own derivative."""
   q, k, v, cotangent = (np.asarray(x, np.float64) for x in (q, k, v, cotangent))
   out, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
@@ -41,7 +41,7 @@ def oracle(q, k, v, segment, position, cotangent, lse_cotangent=None):
   lse = np.full((rows, slots, heads), -1e30)
   lse_cotangent = np.zeros_like(lse) if lse_cotangent is None else np.asarray(lse_cotangent, np.float64)
   for b in range(rows):
-    mask = sees(segment[b], position[b])
+    mask = sees(segment[b], position[b], *(x[b] for x in keys or (segment, position)))
     for h in range(heads):
       g = h * k.shape[2] // heads
       scores = np.where(mask, q[b, :, h] @ k[b, :, g].T / np.sqrt(size), -np.inf)

@@ -1,5 +1,6 @@
 """Every implementation of flash_attention against a float64 softmax over the slots that the docstring says are seen."""
 
+import dataclasses
 import functools
 
 import jax
@@ -112,6 +113,31 @@ def test_any_layout_over_several_blocks(run, pair, seed):
   check(run, segment, position, random_inputs((B, MANY, H, K, D), seed))
 
 
+@pytest.mark.parametrize("local, size", [("xla", None), *(("pallas_tpu", tiles) for tiles in TILES)], ids=str)
+def test_over_other_keys_than_its_own(local, size):
+  """What a ring's device does: more keys than queries, any order, padding; of the second row all keys are hidden."""
+  module = {"xla": xla, "pallas_tpu": pallas_tpu}[local]
+  options = {} if size is None else {"tiles": size}
+  random, (b, l, m) = np.random.default_rng(0), (2, MANY, 2 * MANY)
+  q, _, _, cotangent = random_inputs((b, l, H, K, D), 7)
+  _, k, v, _ = random_inputs((b, m, H, K, D), 8)
+  queries, keys = ((random.integers(-1, 3, (b, n)), random.integers(0, 500, (b, n))) for n in (l, m))
+  keys[1][1] += 1000  # positions of the second row, after all of its queries
+  slots = [pallas_tpu.Slots(*(jnp.asarray(x) for x in pair)) for pair in (queries, keys)]
+  with interpreted():
+    out, lse = jax.block_until_ready(module.forward(q, k, v, *slots, **options))
+    delta = (cotangent * out).sum(-1)
+    found = jax.block_until_ready(module.backward(q, k, v, cotangent, lse, delta, *slots, **options))
+  wanted, wanted_lse, gradients = oracle(q, k, v, *queries, cotangent, keys=keys)
+  assert error(out, wanted) < FORWARD
+  np.testing.assert_allclose(lse, wanted_lse, rtol=FORWARD, atol=FORWARD)
+  for name, got, want in zip("qkv", found, gradients):
+    assert error(got, want) < GRADIENT, f"d{name}"
+  np.testing.assert_array_equal(out[1], 0)
+  np.testing.assert_array_equal(lse[1], np.float32(-1e30))
+  assert not any(np.asarray(x)[1].any() for x in found)
+
+
 def test_the_log_sum_exp_has_its_gradient(run):
   segment, position = (np.broadcast_to(x, (B, L)) for x in LAYOUTS["shared prefix, three branches"])
   q, k, v, cotangent = random_inputs((B, L, H, K, D), 5)
@@ -186,6 +212,7 @@ def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_one
     ({"k": (B, L + 1, K, D), "v": (B, L + 1, K, D)}, "shapes disagree"),
     ({"segment": (B, L + 1)}, r"segment.shape=\(2, 38\).*must be \(2, 37\), one per slot"),
     ({"position": (L,)}, r"position.shape=\(37,\) must be \(2, 37\)"),
+    ({"q": (B, 0, H, D)}, r"nothing to attend with: q.shape=\(2, 0, 4, 8\)"),
     ({"k": (L, K, D)}, r"wanted \[B L H D\], \[B L K D\]"),
   ],
 )
@@ -220,3 +247,35 @@ def test_in_bfloat16_it_errs_no_more_than_splash_attention(tiles):
   errors = [error(out, wanted), *(error(*pair) for pair in zip(gradients, wanted_gradients))]
   print(errors, peer_errors)
   assert all(mine <= 1.02 * theirs for mine, theirs in zip(errors, peer_errors))
+
+
+def test_the_doors_name_the_type_that_is_wrong():
+  x, slots = jnp.zeros((1, 8, 2, 4)), jnp.zeros((1, 8), int)
+  with pytest.raises(ValueError, match=r"types disagree: q.dtype=dtype\('float32'\), k.dtype=dtype\(bfloat16\)"):
+    flash_attention(x, x.astype(jnp.bfloat16), x, slots, slots)
+  with pytest.raises(ValueError, match=r"segment.dtype=dtype\('uint8'\).*must be signed integers; padding is"):
+    flash_attention(x, x, x, slots.astype(jnp.uint8), slots)
+  half = x.astype(jnp.float16)
+  with pytest.raises(ValueError, match=r"q.dtype=dtype\('float16'\) is neither bfloat16 nor float32"):
+    flash_attention(half, half, half, slots, slots, implementation="pallas_tpu")
+
+
+def test_slots_may_be_narrow_integers():
+  """A block of prefix and padding, of bounds that would not fit into 16 bits."""
+  q, k, v, _ = random_inputs((1, L, H, K, D), 9)
+  segment, position = (x[None] for x in LAYOUTS["shared prefix, three branches"])
+  wide = flash_attention(q, k, v, jnp.asarray(segment), jnp.asarray(position))
+  narrow = flash_attention(q, k, v, jnp.asarray(segment, jnp.int16), jnp.asarray(position, jnp.int16))
+  np.testing.assert_array_equal(wide, narrow)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"keys": 200}, "every size must be a multiple of 128"),
+    ({"forward": 384}, "keys=256 must divide by what is computed at a time"),
+  ],
+)
+def test_block_sizes_are_checked(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(TILES[0], **change)
