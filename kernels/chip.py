@@ -1,5 +1,6 @@
 """For which chip the program at hand is traced."""
 
+import jax
 from jax.experimental.pallas import tpu as pltpu
 
 
@@ -10,5 +11,7 @@ def tpu() -> pltpu.TpuInfo | None:
   """
   try:
     return pltpu.get_tpu_info()
-  except (ValueError, AttributeError):  # the default device has no cores to ask for, or is of an unknown kind
+  except (ValueError, AttributeError):  # a CPU or GPU has no cores to ask for; of a TPU too new for jax we must hear
+    if jax.default_backend() == "tpu":
+      raise
     return None

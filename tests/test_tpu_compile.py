@@ -13,16 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from qwenlong_jax.kernels.schedule import ENVIRONMENT
+
 if importlib.util.find_spec("libtpu") is None:
   pytest.skip("libtpu, the TPU compiler, is not installed: pip install libtpu", allow_module_level=True)
 
-ENVIRONMENT = {
-  "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_ACCELERATOR_TYPE": "v5p-8",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 HBM = 15 * 2**30  # below what the smallest chip here, v5e, has
 MODELS = {
   "tiny": {"dtype": "float32", "slots": 104, "responses": 48, "group": 8},

@@ -164,10 +164,17 @@ def test_the_door_gathers_short_sequences_and_sends_long_ones_round(monkeypatch)
 
 
 def test_what_a_device_needs_nothing_from_is_not_computed():
-  """Two documents on two devices: the kernels' grid is empty for the other's keys."""
+  """Two documents on two devices: no pair of blocks is live for the other's keys, and their share is nothing at all."""
   row = Slots(jnp.repeat(jnp.array([[1, 2]]), 256, axis=1), jnp.tile(jnp.arange(256), 2)[None])
-  some, _ = live(Slots(*(x[:, :256] for x in row)), Slots(*(x[:, 256:] for x in row)), 128, 128)
-  assert not some.any()
+  mine, theirs = Slots(*(x[:, :256] for x in row)), Slots(*(x[:, 256:] for x in row))
+  assert not live(mine, theirs, 128, 128)[0].any()
+  q, k, v, g = random_inputs((1, 256, H, K, D))
+  with interpreted():
+    out, lse = jax.block_until_ready(pallas_tpu.forward(q, k, v, mine, theirs, TILES))
+    gradients = pallas_tpu.backward(q, k, v, g, lse, jnp.zeros_like(lse), mine, theirs, TILES)
+    jax.block_until_ready(gradients)
+  np.testing.assert_array_equal(lse, np.float32(-1e30))
+  assert not any(np.asarray(x).any() for x in (out, *gradients))
 
 
 def test_the_doors_name_what_is_wrong():
