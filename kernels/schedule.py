@@ -129,6 +129,34 @@ def _replay(bundles: list[str], chip: Chip) -> int:
 
 
 @dataclass(frozen=True)
+class Transfer:
+  """A permute of the ring in a scheduled program: the computation that holds it, and the kernels that run meanwhile."""
+
+  computation: str
+  shape: str
+  beside: tuple[str, ...]
+
+
+def transfers(hlo: str) -> list[Transfer]:
+  """Every `ppermute` of a scheduled program, in whose text an instruction stands where it is started.
+
+  Permutes of the compiler's own, which it makes of other collectives, are not among them.
+  """
+  found = []
+  for name, body in re.findall(r"^%?(\S+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S):
+    lines = body.splitlines()
+    for index, line in enumerate(lines):
+      start = re.match(r"\s*%(\S+) = \((\S+?)\{.* collective-permute-start\(.*/ppermute\"", line)
+      if start:
+        end = next(i for i, one in enumerate(lines) if f"collective-permute-done(%{start[1]})" in one)
+        kernels = (re.match(r"\s*%(\w+?)[.\d]* = .*custom_call_target=\"tpu_custom_call\"", x) for x in lines[index:end])
+        found.append(Transfer(name, start[2], tuple(kernel[1] for kernel in kernels if kernel)))
+      elif re.search(r" collective-permute\(.*/ppermute\"", line):
+        found.append(Transfer(name, line.split(" = ")[1].split("{")[0], ()))
+  return found
+
+
+@dataclass(frozen=True)
 class Case:
   """A program to compile, its arguments' shapes and types, and kernel name -> FLOP of a step of it."""
 

@@ -7,13 +7,14 @@ prints the memory per chip.
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from qwenlong_jax.kernels.schedule import ENVIRONMENT
+from qwenlong_jax.kernels.schedule import ENVIRONMENT, transfers
 
 if importlib.util.find_spec("libtpu") is None:
   pytest.skip("libtpu, the TPU compiler, is not installed: pip install libtpu", allow_module_level=True)
@@ -92,11 +93,11 @@ for program, lowered in (
 """
 
 
-def compile_for(topology, model):
-  """Each program's memory in bytes per chip; raises with the compiler's words if it refuses."""
+def compiled_by(program, *arguments, flags=""):
+  """The lines of JSON that it prints; raises with the compiler's words if it refuses."""
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, json.dumps([topology, model, MODELS[model]])],
-    env=os.environ | ENVIRONMENT,
+    [sys.executable, "-c", program, json.dumps(arguments)],
+    env=os.environ | ENVIRONMENT | {"XLA_FLAGS": flags},
     cwd=Path(__file__).parents[1],
     capture_output=True,
     text=True,
@@ -115,7 +116,7 @@ def compile_for(topology, model):
   ],
 )
 def test_a_training_step_compiles_for_the_chip_and_fits(topology, kind, model):
-  programs = compile_for(topology, model)
+  programs = compiled_by(PROGRAM, topology, model, MODELS[model])
   assert [row["program"] for row in programs] == ["update", "generate"]
   for row in programs:
     print(f"{topology} {model}: {row}")
@@ -124,3 +125,69 @@ def test_a_training_step_compiles_for_the_chip_and_fits(topology, kind, model):
   update, generate = programs
   assert (update["kernels"], generate["kernels"]) == (["backward", "forward"], ["forward"])  # Pallas', not XLA's
   assert update["donated"] >= 0.95 * update["state"]  # parameters and moments are updated where they lie
+
+
+LONG = """
+import json, sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.experimental import topologies
+
+from qwenlong_jax.models.presets import PRESETS, Qwen3Config
+from qwenlong_jax.models.qwen3 import Qwen3
+from qwenlong_jax.parallelism import rules
+from qwenlong_jax.parallelism.mesh import make_mesh
+from qwenlong_jax.rl.learner import Learner
+from qwenlong_jax.types import TrainBatch
+
+topology, ring, slots, name = json.loads(sys.argv[1])
+devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+mesh = make_mesh(ring=ring, devices=devices)
+small = Qwen3Config(
+  vocab_size=4096, hidden_size=256, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
+  intermediate_size=512, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=128,
+)
+config = PRESETS[name] if name else small
+
+def create(key):
+  return Qwen3(config, rngs=nnx.Rngs(key), dtype=jnp.bfloat16, remat=True)
+
+learner = Learner(create, optax.adamw(2e-6), mesh, temperature=0.7, micro_rows=1)
+shape = lambda dtype: jax.ShapeDtypeStruct((2 * mesh.shape["data"], slots), dtype, sharding=rules.rows(mesh))
+rows, weights = shape(jnp.int32), shape(jnp.float32)
+batch = TrainBatch(rows, rows, rows, rows, rows, weights, weights)
+memory = learner._update.lower(learner.abstract_state(), batch).compile().memory_analysis()
+print(json.dumps({
+  "chip": memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  + memory.temp_size_in_bytes,
+}))
+"""
+
+
+@pytest.mark.parametrize(
+  "topology, ring, slots, model, most",
+  [
+    ("v5p:2x2x1", 4, 2**17, "", 2),
+    pytest.param("v5p:4x4x4", 16, 176 * 1024, "qwen3-30b-a3b-thinking-2507", 22, marks=pytest.mark.slow),
+  ],
+)
+def test_in_a_step_over_a_ring_every_transfer_is_hidden(topology, ring, slots, model, most, tmp_path):
+  """In the compiler's schedule of the whole update of a model of mixed experts, slots over the ring, parameters over
+  all chips: each transfer starts before an attention kernel and ends after it, forward and backward; the parameters of
+  the layers are gathered asynchronously. `most` GiB per chip."""
+  flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text=true --xla_dump_hlo_module_re=.*step.*"
+  (found,) = compiled_by(LONG, topology, ring, slots, model, flags=flags)
+  print(f"{topology} ring {ring} {slots=}: {found['chip'] / 2**30:.1f} GiB per chip")
+  assert found["chip"] < most * 2**30
+  (path,) = tmp_path.glob("*.after_optimizations.txt")
+  hlo = path.read_text()
+  beside = [transfer.beside for transfer in transfers(hlo)]
+  assert sorted(beside) == [("flash_attention_backward",), ("flash_attention_backward",), ("flash_attention_forward",)]
+  if model:
+    bodies = re.findall(r"^%?(\S+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
+    gathers = [name for name, body in bodies if " all-gather(" in body]
+    assert gathers and all(name.startswith("called_computation") for name in gathers)  # of an asynchronous call

@@ -5,6 +5,9 @@ from jaxtyping import Array
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
 
+# `jax.ad_checkpoint` name of the output and the log-sum-exp: a remat policy that keeps them saves the forward kernel.
+RESULTS = "attention_results"
+
 
 def checked(q: Array, k: Array, v: Array, segment: Array, position: Array) -> Slots:
   """The slots, in int32.

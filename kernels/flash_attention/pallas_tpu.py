@@ -20,12 +20,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from qwenlong_jax.kernels import chip
 from qwenlong_jax.kernels.flash_attention.blocks import Pairs, Slots, live, pairs
+from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
 
 Ref = Any  # a block in the chip's memory
@@ -94,7 +96,7 @@ def attention(
 
 def _attention_forward(q: Array, k: Array, v: Array, segment: Array, position: Array, tiles: Tiles | None) -> tuple:
   slots = Slots(segment, position)
-  out, lse = forward(q, k, v, slots, slots, tiles, dtype=q.dtype)
+  out, lse = checkpoint_name(forward(q, k, v, slots, slots, tiles, dtype=q.dtype), RESULTS)
   return (out, lse), (q, k, v, segment, position, out, lse)
 
 
@@ -242,6 +244,7 @@ def _run_forward(
     "flash_attention_forward",
     todo,
     operands,
+    products=2,
     in_specs=[query, key, key, query_slots, key_slots],
     out_specs=[query, per_row],
     out_shape=[(shape, dtype), ((*shape[:2], 1, rows), jnp.float32)],
@@ -271,6 +274,7 @@ def _run_backward(
     "flash_attention_backward",
     todo,
     (*operands, tiled.per_row(lse * math.log2(math.e)), tiled.per_row(delta)),
+    products=5,
     in_specs=[query, key, key, query_slots, key_slots, query, per_row, per_row],
     out_specs=[pl.BlockSpec(memory_space=pl.ANY), key, key],
     out_shape=[(x.shape, jnp.float32) for x in operands[:3]],
@@ -285,6 +289,7 @@ def _call(
   todo: Pairs,
   operands: tuple,
   *,
+  products: int,
   in_specs: list,
   out_specs: list,
   out_shape: list,
@@ -294,6 +299,10 @@ def _call(
   # At least a step, of the first blocks: whoever sees nothing does not read what it writes.
   count = jnp.maximum(todo.count, 1)
   varies = jax.typeof(operands[0]).manual_axis_type  # inside shard_map: over which axes
+  # So that the compiler, which can't look inside, knows how much can travel meanwhile. A causal mask shows half.
+  q, k = operands[:2]
+  shown = q.size // q.shape[-1] * k.shape[1] // 2
+  bytes_accessed = sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in out_shape)
   return pl.pallas_call(
     kernel,
     name=name,
@@ -304,6 +313,11 @@ def _call(
       in_specs=in_specs,
       out_specs=out_specs,
       scratch_shapes=scratch_shapes,
+    ),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * products * shown * q.shape[-1],
+      transcendentals=shown,
+      bytes_accessed=bytes_accessed + sum(x.nbytes for x in operands),
     ),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel", "arbitrary"),

@@ -16,9 +16,9 @@ from qwenlong_jax.kernels.choice import choose
 from qwenlong_jax.kernels.flash_attention import pallas_tpu, xla
 from qwenlong_jax.kernels.flash_attention.operands import checked
 from qwenlong_jax.kernels.ring_attention import gathered, ring
-from qwenlong_jax.kernels.ring_attention.layout import from_ring, to_ring
+from qwenlong_jax.kernels.ring_attention.layout import BLOCK, from_ring, to_ring
 
-__all__ = ["COMPILER_OPTIONS", "from_ring", "ring_attention", "ring_attention_with_lse", "to_ring"]
+__all__ = ["BLOCK", "COMPILER_OPTIONS", "from_ring", "ring_attention", "ring_attention_with_lse", "to_ring"]
 
 IMPLEMENTATIONS: dict[str, Callable] = {"ring": ring.attention, "gather": gathered.attention}
 LOCAL = {"pallas_tpu": pallas_tpu, "xla": xla}

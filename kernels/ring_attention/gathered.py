@@ -4,9 +4,11 @@ import functools
 from types import ModuleType
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
+from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.precision import accumulator
 
 
@@ -29,7 +31,7 @@ def _forward(
 ) -> tuple[tuple[Array, Array], tuple]:
   everyone = [jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in (k, v, segment, position)]
   out, lse = local.forward(q, *everyone[:2], Slots(segment, position), Slots(*everyone[2:]))
-  out = out.astype(q.dtype)
+  out, lse = checkpoint_name((out.astype(q.dtype), lse), RESULTS)
   return (out, lse), (q, k, v, segment, position, out, lse)
 
 

@@ -4,7 +4,10 @@ import jax
 from jaxtyping import Shaped
 
 
-def to_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int) -> Shaped[jax.Array, "B L ..."]:
+BLOCK = 512  # slots; smaller blocks are no better balanced, larger ones leave more padding in the last round
+
+
+def to_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int = BLOCK) -> Shaped[jax.Array, "B L ..."]:
   """Slots in the order in which an even cut over `ring` devices gives device d the blocks d, d + ring, ...
 
   Tokens, segments and positions all go through here; then the mask, which knows positions only, stays what it was.
@@ -15,7 +18,7 @@ def to_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int) -> Shaped[ja
   return _swap(x, ring, block, to=True)
 
 
-def from_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int) -> Shaped[jax.Array, "B L ..."]:
+def from_ring(x: Shaped[jax.Array, "B L ..."], ring: int, block: int = BLOCK) -> Shaped[jax.Array, "B L ..."]:
   """The inverse of `to_ring`."""
   return _swap(x, ring, block, to=False)
 

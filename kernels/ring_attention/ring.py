@@ -1,4 +1,4 @@
-"""Keys and values go round the ring; the gradients of both follow them one step behind.
+"""Keys and values go round the ring; their gradients follow them one step behind, and home.
 
 A step's permutes need nothing that the step computes and the other way round, so that a device computes while they
 travel: with the keys that the step before received, and its share of their gradients is added to those of the devices
@@ -10,9 +10,11 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PyTree
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
+from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
 from qwenlong_jax.kernels.precision import accumulator
 
@@ -34,40 +36,55 @@ def attention(
 def _forward(
   q: Array, k: Array, v: Array, segment: Array, position: Array, axis: str, local: ModuleType
 ) -> tuple[tuple[Array, Array], tuple]:
-  queries = Slots(segment, position)
+  queries, everyone = Slots(segment, position), _everyone(segment, position, axis)
 
-  def step(carry: tuple, _: None) -> tuple[tuple, None]:
-    *found, (keys, slots) = carry
-    there = _next((keys, slots), axis)
-    more = local.forward(q, *keys, queries, Slots(*slots))
+  def step(carry: tuple, number: Array) -> tuple[tuple, None]:
+    *found, keys = carry
+    there = _next(keys, axis)
+    more = local.forward(q, *keys, queries, _passing(everyone, number, axis))
     return (*_merge(tuple(found), more), there), None
 
   nothing = jnp.zeros_like(q, accumulator(q)), jnp.full_like(q, NOTHING, accumulator(q), q.shape[:3])
-  start = (*nothing, (jnp.stack([k, v]), jnp.stack(queries)))
-  (out, lse, _), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
-  out = out.astype(q.dtype)
+  (out, lse, _), _ = jax.lax.scan(step, (*nothing, jnp.stack([k, v])), jnp.arange(jax.lax.axis_size(axis)))
+  out, lse = checkpoint_name((out.astype(q.dtype), lse), RESULTS)
   return (out, lse), (q, k, v, segment, position, out, lse)
 
 
 def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
   q, k, v, segment, position, out, lse = residuals
-  queries, (gradient, lse_gradient) = Slots(segment, position), gradients
+  gradient, lse_gradient = gradients
   delta = (gradient.astype(accumulator(q)) * out).sum(-1) - lse_gradient
+  ring, everyone = jax.lax.axis_size(axis), _everyone(segment, position, axis)
+  early = jnp.arange(q.shape[1]) < q.shape[1] // 2
 
-  def step(carry: tuple, _: None) -> tuple[tuple, None]:
-    dq, travelling, keys, slots = carry
-    arrived, *there = _next((travelling, keys, slots), axis)
-    more, *mine = local.backward(q, *keys, gradient, lse, delta, queries, Slots(*slots))
-    return (dq + more, arrived + jnp.stack(mine), *there), None
+  def step(carry: tuple, number: Array) -> tuple[tuple, None]:
+    dq, travelling, keys = carry
+    arrived, there = _next((travelling, keys), axis)
+    # Own keys in the first step and in the last, with half of the queries each: so the first transfer of keys and the
+    # last of gradients, home, also have something to travel beside.
+    now = jnp.where(number == 0, early, jnp.where(number == ring, ~early, True))
+    queries = Slots(jnp.where(now, segment, -1), position)
+    more, *mine = local.backward(q, *keys, gradient, lse, delta, queries, _passing(everyone, number, axis))
+    return (dq + more, arrived + jnp.stack(mine), there), None
 
   keys = jnp.stack([k, v])
-  start = jnp.zeros_like(q, accumulator(q)), jnp.zeros_like(keys, accumulator(q)), keys, jnp.stack(queries)
-  (dq, travelled, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
-  dk, dv = _next(travelled, axis)
+  start = jnp.zeros_like(q, accumulator(q)), jnp.zeros_like(keys, accumulator(q)), keys
+  (dq, (dk, dv), _), _ = jax.lax.scan(step, start, jnp.arange(ring + 1))
   return *(d.astype(x.dtype) for d, x in zip((dq, dk, dv), (q, k, v))), None, None
 
 
 attention.defvjp(_forward, _backward)
+
+
+def _everyone(segment: Array, position: Array, axis: str) -> Slots:
+  """The slots of all devices [ring B L]: so few numbers that they are gathered once and need not travel."""
+  return Slots(*(jax.lax.all_gather(x, axis) for x in (segment, position)))
+
+
+def _passing(everyone: Slots, number: Array | int, axis: str) -> Slots:
+  """Those of the keys that are here in step `number`: the device's that stands so many places before this one."""
+  source = (jax.lax.axis_index(axis) - number) % jax.lax.axis_size(axis)
+  return Slots(*(jax.lax.dynamic_index_in_dim(x, source, keepdims=False) for x in everyone))
 
 
 def _next(shards: PyTree, axis: str) -> PyTree:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from qwenlong_jax.kernels.flash_attention import flash_attention
+from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.kernels.prefix_decode import prefix_decode
 from qwenlong_jax.models import rotary
@@ -29,6 +30,13 @@ UNROLLED = 4
 Cache = tuple[Array, Array]
 # q [T H A], k [T K A], v [T K A] -> [T H*A]
 Attend = Callable[[Array, Array, Array], Array]
+# Parameters as this device holds them, and their path in the model -> whole: `parallelism.rules.gather`, or nothing to do.
+Fetch = Callable[..., PyTree]
+
+
+def held(weights: PyTree, *path: str | int) -> PyTree:
+  """The `Fetch` of parameters that are whole already."""
+  return weights
 
 
 def rms_norm(x: Float[Array, "*n D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*n D"]:
@@ -99,7 +107,7 @@ class Qwen3(nnx.Module):
 
   Args:
     dtype: of the computation; parameters are cast where they are used.
-    remat: recompute each layer in the backward pass instead of keeping its activations.
+    remat: recompute each layer in the backward pass, but for its attention, instead of keeping its activations.
   """
 
   def __init__(
@@ -121,22 +129,38 @@ class Qwen3(nnx.Module):
     self.head = None if config.tie_word_embeddings else normal(config.hidden_size, config.vocab_size)
 
   def __call__(
-    self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segments: Int[Array, "B L"]
+    self,
+    tokens: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    segments: Int[Array, "B L"],
+    *,
+    attention: Callable = flash_attention,
+    fetch: Fetch = held,
   ) -> Float[Array, "B L D"]:
-    """Hidden states after the final norm. Who sees whom: `kernels.flash_attention`."""
-    return self.prefill(tokens, positions, segments)[0]
+    """Hidden states after the final norm. Who sees whom: `kernels.flash_attention`.
+
+    `attention` takes its operands; `ring_attention` where the L slots are a device's share. `fetch` makes a layer's
+    parameters whole where they are cut over devices.
+    """
+    return self.prefill(tokens, positions, segments, attention=attention, fetch=fetch)[0]
 
   def prefill(
-    self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], segments: Int[Array, "B L"]
+    self,
+    tokens: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    segments: Int[Array, "B L"],
+    *,
+    attention: Callable = flash_attention,
+    fetch: Fetch = held,
   ) -> tuple[Float[Array, "B L D"], Cache]:
-    """(hidden states, keys and values [layers B K L A] each)."""
+    """(hidden states, keys and values [layers B K L A] each); arguments as `__call__`."""
     b, l = tokens.shape
 
     def attend(q: Array, k: Array, v: Array, _: None) -> Array:
       q, k, v = (x.reshape(b, l, -1, self.config.head_dim) for x in (q, k, v))
-      return flash_attention(q, k, v, segments, positions).reshape(b * l, -1)
+      return attention(q, k, v, segments, positions).reshape(b * l, -1)
 
-    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, [None] * len(self.runs))
+    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, [None] * len(self.runs), fetch)
     kv = tuple(jnp.moveaxis(c.reshape(len(c), b, l, -1, self.config.head_dim), 2, 3) for c in kv)
     return x.reshape(b, l, -1), kv
 
@@ -173,28 +197,36 @@ class Qwen3(nnx.Module):
     """Float32 logits; for a few tokens at a time (`kernels.token_stats` for many)."""
     return jnp.matmul(hidden, self.head_weight(), preferred_element_type=accumulator(hidden))
 
-  def head_weight(self) -> Float[Array, "D V"]:
+  def head_weight(self, fetch: Fetch = held) -> Float[Array, "D V"]:
     """The output projection in the computation's dtype: the embedding, transposed, where they are tied."""
-    weight = self.embedding[...].T if self.head is None else self.head[...]
-    return weight.astype(self.dtype)
+    if self.head is None:
+      return fetch(self.embedding[...].astype(self.dtype), "embedding").T
+    return fetch(self.head[...].astype(self.dtype), "head")
 
-  def _decoder(self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, caches: list) -> tuple:
+  def _decoder(
+    self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, caches: list, fetch: Fetch = held
+  ) -> tuple:
     config = self.config
     inverse, factor = rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     cos, sin = rotary.angles(positions, inverse, factor)
-    x = self.embedding[...][tokens].astype(self.dtype)
+    # Looked up in the master parameters' precision, in which a frequent token's gradients are then added up.
+    x = fetch(self.embedding[...], "embedding")[tokens].astype(self.dtype)
     kvs = []
-    for run, cache in zip(self.runs, caches, strict=True):
+    for index, (run, cache) in enumerate(zip(self.runs, caches, strict=True)):
       graph, weights = nnx.split(run)
 
-      def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph) -> tuple:
+      def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph, index: int = index) -> tuple:
         weights, cache = scanned
+        weights = fetch(jax.tree.map(lambda w: w.astype(self.dtype), weights), "runs", index)
         return nnx.merge(graph, weights)(x, cos, sin, lambda q, k, v: attend(q, k, v, cache))
 
       short = jax.tree.leaves(weights)[0].shape[0] <= UNROLLED
-      x, kv = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, (weights, cache), unroll=short)
+      if self.remat:
+        keep = jax.checkpoint_policies.save_only_these_names(RESULTS)
+        layer = jax.checkpoint(layer, policy=keep, prevent_cse=short)
+      x, kv = jax.lax.scan(layer, x, (weights, cache), unroll=short)
       kvs.append(kv)
-    x = rms_norm(x, self.norm[...], config.rms_norm_eps)
+    x = rms_norm(x, fetch(self.norm[...], "norm"), config.rms_norm_eps)
     return x, kvs[0] if len(kvs) == 1 else jax.tree.map(lambda *c: jnp.concatenate(c), *kvs)
 
 

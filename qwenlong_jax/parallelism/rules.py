@@ -1,25 +1,75 @@
-"""The one table from dimensions of parameters to mesh axes, checked against the mesh."""
+"""The one table from dimensions of arrays to mesh axes, checked against the mesh.
+
+Parameters and both Adam moments are cut over all devices. The forward pass gathers a layer where it is used, and what
+the backward pass finds for it is summed into the parts again (fully sharded data parallelism).
+"""
+
+import math
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+ROWS = PartitionSpec("data")  # a batch: rows over one axis,
+SLOTS = PartitionSpec("data", "ring")  # inside the learner the slots of a row over the other
 
-def spread(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  """The last dimension that divides by the data axis is cut over it; a parameter without one stays whole.
 
-  Master parameters and both Adam moments lie so, hence each device keeps 1/data of them; the forward pass gathers.
+def spread(shape: tuple[int, ...], mesh: Mesh, *, layers: bool = False) -> PartitionSpec:
+  """All axes on the first dimension that divides by the devices, else each on the first that divides by it alone.
+
+  The first: its parts lie one after the other in the whole, and the last, which a TPU pads to 128, stays as it is. The
+  dimension of `layers` is never cut: every device needs every layer in turn. A parameter that divides by no axis stays
+  whole.
   """
-  size = mesh.shape["data"]
-  for axis in reversed(range(len(shape))):
-    if size > 1 and shape[axis] % size == 0 and shape[axis] >= size:
-      return PartitionSpec(*(None,) * axis, "data")
-  return PartitionSpec()
+  cut: list[str | tuple[str, ...] | None] = [None] * len(shape)
+
+  def place(*axes: str) -> bool:
+    size = math.prod(mesh.shape[axis] for axis in axes)
+    for i in range(int(layers), len(shape)):
+      if cut[i] is None and shape[i] and shape[i] % size == 0:
+        cut[i] = axes if len(axes) > 1 else axes[0]
+        return True
+    return False
+
+  axes = [axis for axis, size in mesh.shape.items() if size > 1]
+  if axes and not place(*axes):
+    for axis in axes:
+      place(axis)
+  while cut and cut[-1] is None:
+    cut.pop()
+  return PartitionSpec(*cut)
+
+
+def specs(abstract: PyTree, mesh: Mesh) -> PyTree:
+  """`spread` of each leaf of a tree of arrays (or of their shapes); what lies below "runs" has its layers first."""
+
+  def spec(path: tuple, x: jax.ShapeDtypeStruct) -> PartitionSpec:
+    names = {getattr(key, "key", getattr(key, "name", None)) for key in path}
+    return spread(x.shape, mesh, layers="runs" in names)
+
+  return jax.tree_util.tree_map_with_path(spec, abstract)
 
 
 def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
-  """A NamedSharding for each leaf of a tree of arrays (or of their shapes)."""
-  return jax.tree.map(lambda x: NamedSharding(mesh, spread(x.shape, mesh)), abstract)
+  """A NamedSharding for each leaf, by `specs`."""
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(abstract, mesh))
+
+
+def gather(weights: PyTree, specs: PyTree) -> PyTree:
+  """Inside shard_map: parameters whole on every device, from the parts that the devices hold by `specs`.
+
+  Backward, each device gets its part of the sum of all devices' gradients. `specs` of stacked layers also serve for a
+  layer of the stack.
+  """
+
+  def whole(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    for dimension, axes in enumerate(spec):
+      # One axis after the other: the TPU compiler makes a slow all-reduce of a gather over several.
+      for axis in reversed((axes,) if isinstance(axes, str) else axes or ()):
+        x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+    return x
+
+  return jax.tree.map(whole, weights, specs)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,4 +79,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def rows(mesh: Mesh) -> NamedSharding:
   """The first dimension cut over the data axis."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, ROWS)

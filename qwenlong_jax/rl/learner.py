@@ -1,10 +1,13 @@
 """The learner: one optimizer step on a batch, and what its tokens were worth under the policy before it.
 
+Rows are cut over the mesh axis "data", the slots of a row over "ring"; parameters and optimizer over both.
+
 Letters: N rows of L slots.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from qwenlong_jax.kernels import ring_attention
+from qwenlong_jax.kernels.flash_attention import flash_attention
 from qwenlong_jax.kernels.token_stats import token_stats
 from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.parallelism import rules
@@ -71,18 +76,22 @@ class Learner:
     temperature: float,
     micro_rows: int | None = None,
     ratio: Ratio | None = None,
+    ring_block: int = ring_attention.BLOCK,
   ):
     """`create(key)` builds the model; `micro_rows` rows per device go through it at a time (None: all of them).
 
-    Micro-batches of rows without any weight (zero-variance groups, masked ones) are not computed; each device skips its
-    own, so that a step lasts as long as the device with the most left.
+    Micro-batches of rows without any weight (zero-variance groups, masked ones) come last and are not computed, on no
+    device as soon as none has others left. Blocks of `ring_block` slots are dealt round the ring (`to_ring`).
     """
-    self.create, self.optimizer, self.mesh = create, optimizer, mesh
+    self.create, self.optimizer, self.mesh, self.ring_block = create, optimizer, mesh, ring_block
     self.temperature, self.micro_rows, self.ratio = temperature, micro_rows, ratio or Ratio()
     abstract = jax.eval_shape(create, jax.random.key(0))
     self.graph, self._abstract_params = nnx.split(abstract)
+    self._specs = rules.specs(self._abstract_params, mesh)
     self._create = jax.jit(self._initial, out_shardings=rules.shardings(self.abstract_state(), mesh))
-    self._update = jax.jit(self._step, donate_argnums=0)
+    tpu = mesh.devices.flat[0].platform == "tpu"
+    options = ring_attention.COMPILER_OPTIONS if tpu else None
+    self._update = jax.jit(self._step, donate_argnums=0, compiler_options=options)
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the state, for creating and restoring it."""
@@ -129,9 +138,11 @@ class Learner:
   def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], tuple[Array, Array]]:
     """(loss, ([loss, sum of nll, correct, targets], log-probabilities)) of a micro-batch; plain sums of its slots."""
     model = nnx.merge(self.graph, params)
-    hidden = model(micro.tokens, micro.position, micro.segment)
+    ring = self.mesh.shape["ring"] > 1
+    attention = partial(ring_attention.ring_attention, axis="ring") if ring else flash_attention
+    hidden = model(micro.tokens, micro.position, micro.segment, attention=attention, fetch=self._fetch)
     hidden = hidden.reshape(-1, hidden.shape[-1])
-    logprob, _ = token_stats(hidden, model.head_weight(), jnp.ravel(micro.target), self.temperature)
+    logprob, _ = token_stats(hidden, model.head_weight(self._fetch), jnp.ravel(micro.target), self.temperature)
     real = micro.sample >= 0
     logprob = jnp.where(real, logprob.reshape(micro.tokens.shape), 0.0)
     terms = surrogate(logprob, jnp.asarray(micro.old_logprob), jnp.asarray(micro.weight), **vars(self.ratio))
@@ -141,16 +152,31 @@ class Learner:
     sums = jnp.stack([loss, -logprob.sum(), sure, real.sum()]).astype(jnp.float32)
     return loss, jax.lax.stop_gradient((sums, logprob))
 
+  def _fetch(self, weights: PyTree, *path: str | int) -> PyTree:
+    """Those of a layer (or of `path` outside of the layers), whole on this device."""
+    specs = self._specs
+    for key in path:
+      specs = specs[key]
+    if path[0] == "runs":  # without the dimension of the layers
+      specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs)
+    return rules.gather(weights, specs)
+
   def _gradient(self, params: PyTree, batch: TrainBatch) -> tuple[PyTree, Float[Array, "4"], Float[Array, "N L"]]:
+    axes = self.mesh.axis_names
+    vary = partial(jax.lax.pcast, axis_name=axes, to="varying")
+
     def local(params: PyTree, batch: TrainBatch) -> tuple[PyTree, Array, Array]:
-      # Varying parameters keep the gradient on this device until one sum over all, after the last micro-batch.
-      params = jax.tree.map(lambda x: jax.lax.pcast(x, "data", to="varying"), params)
+      # Parameters that are whole, made varying, keep their gradient on this device until one sum over all, after the
+      # last micro-batch. Of those that are cut, each micro-batch's gradient is summed where they are gathered.
+      params = jax.tree.map(lambda x, spec: x if any(spec) else vary(x), params, self._specs)
 
       rows = batch.tokens.shape[0]
       size = self.micro_rows or rows
-      # A row without weight has no gradient: such rows come last, and the loop ends before them.
-      weighs = (batch.weight != 0).any(axis=1)
+      # A row without weight has no gradient: such rows come last, and the loop ends before them. All devices gather
+      # parameters together, so that each goes on until the last has finished.
+      weighs = jax.lax.pmax((batch.weight != 0).any(axis=1), "ring")
       order = jnp.argsort(~weighs, stable=True)
+      steps = jax.lax.pmax(-(-weighs.sum() // size), "data")
 
       def accumulate(index: Array, carry: tuple) -> tuple:
         total, logprobs = carry
@@ -159,17 +185,39 @@ class Learner:
         (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
         return jax.tree.map(jnp.add, total, (grads, sums)), logprobs.at[chosen].set(logprob)
 
-      sums, logprobs = (jax.lax.pcast(jnp.zeros(n), "data", to="varying") for n in (4, batch.weight.shape))
-      zeros = (jax.tree.map(jnp.zeros_like, params), sums)
-      total, logprobs = jax.lax.fori_loop(0, -(-weighs.sum() // size), accumulate, (zeros, logprobs))
-      return *jax.lax.psum(total, "data"), logprobs
+      zeros = (jax.tree.map(jnp.zeros_like, params), vary(jnp.zeros(4)))
+      (grads, sums), logprobs = jax.lax.fori_loop(0, steps, accumulate, (zeros, vary(jnp.zeros(batch.weight.shape))))
+      grads = jax.tree.map(lambda x, spec: x if any(spec) else jax.lax.psum(x, axes), grads, self._specs)
+      return grads, jax.lax.psum(sums, axes), logprobs
 
-    whole, rows = PartitionSpec(), PartitionSpec("data")
-    return jax.shard_map(local, mesh=self.mesh, in_specs=(whole, rows), out_specs=(whole, whole, rows))(params, batch)
+    batch, length = self._dealt(batch), batch.tokens.shape[1]
+    grads, sums, logprob = jax.shard_map(
+      local,
+      mesh=self.mesh,
+      in_specs=(self._specs, rules.SLOTS),
+      out_specs=(self._specs, PartitionSpec(), rules.SLOTS),
+    )(params, batch)
+    if (ring := self.mesh.shape["ring"]) > 1:
+      logprob = ring_attention.from_ring(logprob, ring, self.ring_block)[:, :length]
+    return grads, sums, logprob
+
+  def _dealt(self, batch: TrainBatch) -> TrainBatch:
+    """Filled up with padding to whole rounds of blocks, each on its device of the ring."""
+    if (ring := self.mesh.shape["ring"]) == 1:
+      return batch
+    missing = -batch.tokens.shape[1] % (ring * self.ring_block)
+    fill = {"segment": -1, "sample": -1}
+    return TrainBatch(
+      **{
+        name: ring_attention.to_ring(
+          jnp.pad(x, ((0, 0), (0, missing)), constant_values=fill.get(name, 0)), ring, self.ring_block
+        )
+        for name, x in vars(batch).items()
+      }
+    )
 
   def _step(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
     grads, sums, logprob = self._gradient(state.params, batch)
-    grads = jax.lax.with_sharding_constraint(grads, rules.shardings(grads, self.mesh))
     norm = optax.tree.norm(grads)
     learned = (batch.weight != 0).sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(sums[0])

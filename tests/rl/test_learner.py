@@ -163,15 +163,19 @@ def test_documents_give_the_gradient_of_the_mean_negative_log_likelihood(tiny_co
   check_differences(objective, params(KIND), gradient(learner(KIND), params(KIND), documents))
 
 
-@pytest.mark.parametrize("devices, micro_rows", [(2, 1), (8, None)])
+@pytest.mark.parametrize(
+  "devices, ring, micro_rows, remat", [(2, 1, 1, False), (8, 1, None, True), (2, 4, 2, False), (1, 8, None, True)]
+)
 def test_the_gradient_does_not_depend_on_micro_batches_or_devices(
-  learner, params, batch, gradient, close, whole, devices, micro_rows, monkeypatch
+  learner, params, batch, gradient, close, whole, devices, ring, micro_rows, remat, monkeypatch
 ):
-  """Nor on the kernels' own cuts, of queries and of tokens, within each of them."""
+  """Nor on the ring that holds the slots of a row, nor on what is kept for the backward pass, nor on the kernels' own
+  cuts, of queries and of tokens, within each device."""
   monkeypatch.setattr(attention_blocks, "BLOCK", 4)
   monkeypatch.setattr(attention_blocks, "BAND", 8)
   monkeypatch.setattr(token_chunks, "CHUNK_BYTES", 5 * 37 * 4)
-  close(gradient(learner(KIND, devices, micro_rows), params(KIND), batch), whole, 1e-5)
+  one = learner(KIND, devices, micro_rows, ring=ring, remat=remat)
+  close(gradient(one, params(KIND), batch), whole, 1e-5)
 
 
 def test_nor_on_the_order_of_the_rows(learner, params, batch, gradient, close, whole):
@@ -180,11 +184,11 @@ def test_nor_on_the_order_of_the_rows(learner, params, batch, gradient, close, w
   close(gradient(learner(KIND), params(KIND), shuffled), whole, 1e-5)
 
 
-@pytest.mark.parametrize("devices, micro_rows", [(1, None), (2, 1)])
+@pytest.mark.parametrize("devices, ring, micro_rows", [(1, 1, None), (2, 1, 1), (2, 4, 2)])
 def test_log_probabilities_are_those_of_each_sample_alone_before_the_update(
-  tiny_config, learner, params, batch, devices, micro_rows
+  tiny_config, learner, params, batch, devices, ring, micro_rows
 ):
-  one = learner(KIND, devices, micro_rows)
+  one = learner(KIND, devices, micro_rows, ring=ring)
   logprob = np.asarray(one.update(one.state_of(params(KIND)), batch)[1].logprob)
   wanted, where = log_softmaxes(tiny_config(KIND), float64(params(KIND)), batch, 0.7)
   np.testing.assert_allclose(logprob[where], wanted[np.arange(len(wanted)), batch.target[where]], atol=1e-5, rtol=0)
@@ -192,11 +196,11 @@ def test_log_probabilities_are_those_of_each_sample_alone_before_the_update(
   np.testing.assert_array_equal(logprob[batch.sample < 0], 0.0)
 
 
-@pytest.mark.parametrize("devices, micro_rows, computed", [(1, 1, 3), (1, 2, 4), (1, None, 8), (2, 1, 3), (8, None, 3)])
+@pytest.mark.parametrize("devices, micro_rows, computed", [(1, 1, 3), (1, 2, 4), (1, None, 8), (2, 1, 4), (8, None, 8)])
 def test_rows_without_weight_are_not_computed_and_change_nothing(
   learner, params, batch, gradient, close, devices, micro_rows, computed
 ):
-  """A micro-batch is computed if any of its rows has weight; those with weight come first, on each device."""
+  """Those with weight come first, on each device; the last micro-batch is the one that has some on any device."""
   heavy = np.isin(np.arange(ROWS), [1, 3, 6])
   sparse = dataclasses.replace(batch, weight=np.where(heavy[:, None], batch.weight, 0).astype(np.float32))
   one = learner(KIND, devices, micro_rows)
@@ -268,9 +272,9 @@ def test_weight_decay_and_moments_move_when_there_is_something_to_learn(learner,
     assert all(jax.tree.leaves(changed))
 
 
-@pytest.mark.parametrize("devices, micro_rows", [(1, None), (8, None)])
-def test_a_step_reuses_the_state_it_is_given_and_compiles_once(learner, params, batch, devices, micro_rows):
-  one = learner(KIND, devices, micro_rows)
+@pytest.mark.parametrize("devices, ring, micro_rows", [(1, 1, None), (8, 1, None), (2, 4, 2)])
+def test_a_step_reuses_the_state_it_is_given_and_compiles_once(learner, params, batch, devices, ring, micro_rows):
+  one = learner(KIND, devices, micro_rows, ring=ring)
   state = one.state_of(params(KIND))
   compiled = []
   listener = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
@@ -286,8 +290,9 @@ def test_a_step_reuses_the_state_it_is_given_and_compiles_once(learner, params, 
   assert not compiled
 
 
-def test_every_device_keeps_its_share_of_the_state(learner, params, batch):
-  one = learner(KIND, 8)
+@pytest.mark.parametrize("devices, ring, micro_rows", [(8, 1, None), (2, 4, 2)])
+def test_every_device_keeps_its_share_of_the_state(learner, params, batch, devices, ring, micro_rows):
+  one = learner(KIND, devices, micro_rows, ring=ring)
   state, _ = one.update(one.state_of(params(KIND)), batch)
   wanted = jax.tree.leaves(one.abstract_state())
   for array, abstract in zip(jax.tree.leaves(state), wanted, strict=True):
