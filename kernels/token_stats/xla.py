@@ -1,32 +1,137 @@
-"""Chunk after chunk of tokens; the logits of a chunk are recomputed in the backward pass."""
+"""Chunk after chunk of the vocabulary, with all tokens; the logits of a chunk are made again in the backward pass.
+
+So the head's gradient is written column after column, each final, and only that of the hidden states is summed up.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.precision import accumulator
+from qwenlong_jax.kernels.token_stats.parts import NOTHING, merged
 
-CHUNK_BYTES = 64 * 2**20  # float32 logits that exist at a time
+CHUNK_BYTES = 48 * 2**20  # logits that exist at a time, in the accumulator's type
+TOKENS = 8192  # that share a chunk, so that it stays wide: its columns are what each sum of hidden's gradient pays for
+LANES = 128  # a chunk begins at a multiple of these, where it is as wide
+
+Carry = TypeVar("Carry")
 
 
-def token_stats(
-  hidden: Float[Array, "T D"], head: Float[Array, "D V"], target: Int[Array, "T"], temperature: float = 1.0
-) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
-  """H = -sum(p ln p), not lse - sum(p z): that one loses its digits where the logits z are large."""
-  tokens, vocabulary = hidden.shape[0], head.shape[1]
-  chunks = -(-tokens * vocabulary * 4 // CHUNK_BYTES)
-  size = -(-tokens // chunks)
+@jax.custom_vjp
+def columns(
+  hidden: Float[Array, "T D"],
+  head: Float[Array, "D V"],
+  target: Int[Array, "T"],
+  temperature: Float[Array, ""],
+  limit: Int[Array, ""] | None,
+) -> tuple[Float[Array, "T"], Float[Array, "T"], Float[Array, "T"]]:
+  """As `reference.columns`; differentiable in `hidden` and `head`."""
+  return _statistics(hidden, head, target, temperature, limit)
 
-  def chunk(hidden: Array, target: Array) -> tuple[Array, Array]:
-    logits = jnp.matmul(hidden, head, preferred_element_type=accumulator(hidden)) / temperature
-    logprobs = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
-    chosen = jnp.take_along_axis(logprobs, target[:, None], 1)[:, 0]
-    return chosen, -(jnp.exp(logprobs) * logprobs).sum(1)
 
-  if chunks == 1:
-    return jax.checkpoint(chunk)(hidden, target)
-  pad = chunks * size - tokens
-  hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, size, -1)
-  target = jnp.pad(target, (0, pad)).reshape(chunks, size)
-  logprob, entropy = jax.lax.map(lambda args: jax.checkpoint(chunk)(*args), (hidden, target))
-  return logprob.reshape(-1)[:tokens], entropy.reshape(-1)[:tokens]
+def _statistics(hidden: Array, head: Array, target: Array, temperature: Array, limit: Array | None) -> tuple:
+  def tokens(start: Array, size: int, whole: tuple) -> tuple:
+    few, wanted = (_cut(x, start, size, 0) for x in (hidden, target))
+
+    def chunk(start: Array, width: int, stats: tuple) -> tuple:
+      logit, lse, entropy = stats
+      z, hit, _ = _logits(few, head, wanted, temperature, limit, start, width)
+      highest = z.max(1)
+      shifted = (z - highest[:, None]) / temperature
+      weight = jnp.exp(shifted)
+      total = weight.sum(1)
+      part = highest / temperature + jnp.log(total), jnp.log(total) - (weight * shifted).sum(1) / total
+      return logit + jnp.where(hit, z, 0).sum(1) / temperature, *merged((lse, entropy), part)
+
+    stats = tuple(_cut(x, start, size, 0) for x in whole)
+    stats = _sweep(chunk, head.shape[1], _width(hidden, head), stats)
+    return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, start, 0) for x, y in zip(whole, stats))
+
+  constant = lambda value: jnp.full_like(hidden, value, accumulator(hidden), shape=target.shape)  # noqa: E731
+  return _sweep(tokens, len(hidden), TOKENS, (constant(0), constant(NOTHING), constant(0)))
+
+
+def _forward(*args: tuple) -> tuple[tuple, tuple]:
+  args = jax.tree.map(lambda x: x.value, args, is_leaf=lambda x: hasattr(x, "perturbed"))
+  stats = columns(*args)
+  return stats, (args, *stats[1:])
+
+
+def _backward(residuals: tuple, gradients: tuple) -> tuple:
+  """With softmax p, a chunk's logits have the gradient: that of logit where the target is, + p times that of lse,
+  - p (ln p + H) times that of the entropy H."""
+  (hidden, head, target, temperature, limit), lse, entropy = residuals
+  if _width(hidden, head) < head.shape[1]:
+    # The last chunk stands outside of the loops: its logits would be kept from the forward pass through all of this one.
+    hidden = jax.lax.optimization_barrier(hidden)
+  reads_entropy = not isinstance(gradients[2], SymbolicZero)
+  zeros = jnp.zeros_like(lse)
+  of_token = [target, lse, entropy]
+  of_token += [zeros if isinstance(x, SymbolicZero) else x / temperature for x in gradients]
+  multiply = lambda x, y, axes: jax.lax.dot_general(  # noqa: E731
+    x, y, ((axes[:1], axes[1:]), ((), ())), preferred_element_type=accumulator(hidden)
+  )
+
+  def chunk(start: Array, width: int, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+    def tokens(row: Array, size: int, totals: tuple[Array, Array]) -> tuple[Array, Array]:
+      dhidden, dcolumns = totals
+      few = _cut(hidden, row, size, 0)
+      wanted, lse, entropy, to_logit, to_lse, to_entropy = (_cut(x, row, size, 0)[:, None] for x in of_token)
+      z, hit, weights = _logits(few, head, wanted[:, 0], temperature, limit, start, width)
+      logp = z / temperature - lse
+      if reads_entropy:
+        to_lse = to_lse - to_entropy * (logp + entropy)
+      dz = (jnp.exp(logp) * to_lse + jnp.where(hit, to_logit, 0)).astype(hidden.dtype)
+      rows = _cut(dhidden, row, size, 0) + multiply(dz, weights, (1, 1))
+      return jax.lax.dynamic_update_slice_in_dim(dhidden, rows, row, 0), dcolumns + multiply(few, dz, (0, 0))
+
+    dhidden, dhead = totals
+    dcolumns = jnp.full_like(head, 0, accumulator(head), shape=(head.shape[0], width))
+    dhidden, dcolumns = _sweep(tokens, len(hidden), TOKENS, (dhidden, dcolumns))
+    return dhidden, jax.lax.dynamic_update_slice_in_dim(dhead, dcolumns.astype(head.dtype), start, 1)
+
+  totals = jnp.zeros_like(hidden, accumulator(hidden)), jnp.zeros_like(head)
+  dhidden, dhead = _sweep(chunk, head.shape[1], _width(hidden, head), totals)
+  return dhidden.astype(hidden.dtype), dhead, None, None, None
+
+
+columns.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _logits(
+  hidden: Array, head: Array, target: Array, temperature: Array, limit: Array | None, start: Array, width: int
+) -> tuple[Float[Array, "T C"], Array, Float[Array, "D C"]]:
+  """A chunk's logits times the temperature, where they are the target's, and its columns of the head: those past
+  `limit` are 0, as they may hold anything."""
+  weights = _cut(head, start, width, 1)
+  column = start + jnp.arange(width)
+  if limit is not None:
+    weights = jnp.where(column < limit, weights, 0)
+  z = jnp.matmul(hidden, weights, preferred_element_type=accumulator(hidden))
+  if limit is not None:
+    z = jnp.where(column < limit, z, NOTHING * temperature)
+  return z, column == target[:, None], weights
+
+
+def _width(hidden: Array, head: Array) -> int:
+  tokens = max(min(len(hidden), TOKENS), 1)
+  width = max(CHUNK_BYTES // (tokens * accumulator(hidden).itemsize), 1)
+  return min(width - width % LANES if width > LANES else width, head.shape[1])
+
+
+def _cut(x: Array, start: Array | int, size: int, axis: int) -> Array:
+  return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
+
+
+def _sweep(body: Callable[[Array | int, int, Carry], Carry], total: int, size: int, carry: Carry) -> Carry:
+  """`carry` through body(start, size, carry) of each piece of `total`; the last one may be smaller."""
+  pieces, rest = divmod(total, size)
+  if pieces == 1:  # a loop of one step costs the compiler its fusions
+    carry = body(0, size, carry)
+  elif pieces:
+    carry = jax.lax.fori_loop(0, pieces, lambda i, carry: body(i * size, size, carry), carry)
+  return body(pieces * size, rest, carry) if rest else carry
