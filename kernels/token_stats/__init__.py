@@ -59,16 +59,17 @@ def token_stats(
   limit = None if vocabulary == size else jnp.asarray(vocabulary - first)
   temperature = jax.lax.stop_gradient(jnp.asarray(temperature, accumulator(hidden)))
   hidden, head, column = _varying(axis, hidden, head, target.astype(jnp.int32) - first)
-  logit, *part = run(hidden, head, column, temperature, limit)
+  logit, part = run(hidden, head, column, temperature, limit)
   if axis is not None:
-    logit, part = jax.lax.psum(logit, axis), across(part, axis)
-  lse, entropy = part
-  return jnp.where(exists, logit - lse, -jnp.inf), entropy
+    logit, part = jax.lax.psum(logit, axis), across(part, temperature, axis)
+  return jnp.where(exists, (logit - part.highest) / temperature - part.excess, -jnp.inf), part.entropy
 
 
 def _check(hidden: Array, head: Array, target: Array, temperature: float | Array) -> None:
   if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[0] or target.shape != hidden.shape[:1]:
     raise ValueError(f"{hidden.shape=}, {head.shape=}, {target.shape=}; wanted [T D], [D V], [T]")
+  if not head.shape[1]:
+    raise ValueError(f"{head.shape=}; wanted at least one column")
   if hidden.dtype != head.dtype or not jnp.issubdtype(hidden.dtype, jnp.floating):
     raise ValueError(f"types disagree: {hidden.dtype=}, {head.dtype=}; cast them to one floating type")
   if not jnp.issubdtype(target.dtype, jnp.integer):

@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.precision import accumulator
-from qwenlong_jax.kernels.token_stats.parts import NOTHING, merged
+from qwenlong_jax.kernels.token_stats.parts import NOTHING, Part, merged
 
 CHUNK_BYTES = 48 * 2**20  # logits that exist at a time, in the accumulator's type
 TOKENS = 8192  # that share a chunk, so that it stays wide: its columns are what each sum of hidden's gradient pays for
@@ -28,7 +28,7 @@ def columns(
   target: Int[Array, "T"],
   temperature: Float[Array, ""],
   limit: Int[Array, ""] | None,
-) -> tuple[Float[Array, "T"], Float[Array, "T"], Float[Array, "T"]]:
+) -> tuple[Float[Array, "T"], Part]:
   """As `reference.columns`; differentiable in `hidden` and `head`."""
   return _statistics(hidden, head, target, temperature, limit)
 
@@ -37,41 +37,42 @@ def _statistics(hidden: Array, head: Array, target: Array, temperature: Array, l
   def tokens(start: Array, size: int, whole: tuple) -> tuple:
     few, wanted = (_cut(x, start, size, 0) for x in (hidden, target))
 
-    def chunk(start: Array, width: int, stats: tuple) -> tuple:
-      logit, lse, entropy = stats
-      z, hit, _ = _logits(few, head, wanted, temperature, limit, start, width)
+    def chunk(start: Array, width: int, stats: tuple[Array, Part]) -> tuple[Array, Part]:
+      z, hit, _ = _logits(few, head, wanted, limit, start, width)
       highest = z.max(1)
       shifted = (z - highest[:, None]) / temperature
       weight = jnp.exp(shifted)
       total = weight.sum(1)
-      part = highest / temperature + jnp.log(total), jnp.log(total) - (weight * shifted).sum(1) / total
-      return logit + jnp.where(hit, z, 0).sum(1) / temperature, *merged((lse, entropy), part)
+      part = Part(highest, jnp.log(total), jnp.log(total) - (weight * shifted).sum(1) / total)
+      return stats[0] + jnp.where(hit, z, 0).sum(1), merged(stats[1], part, temperature)
 
-    stats = tuple(_cut(x, start, size, 0) for x in whole)
+    stats = jax.tree.map(lambda x: _cut(x, start, size, 0), whole)
     stats = _sweep(chunk, head.shape[1], _width(hidden, head), stats)
-    return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, start, 0) for x, y in zip(whole, stats))
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), whole, stats)
 
   constant = lambda value: jnp.full_like(hidden, value, accumulator(hidden), shape=target.shape)  # noqa: E731
-  return _sweep(tokens, len(hidden), TOKENS, (constant(0), constant(NOTHING), constant(0)))
+  return _sweep(tokens, len(hidden), TOKENS, (constant(0), Part(constant(NOTHING), constant(0), constant(0))))
 
 
 def _forward(*args: tuple) -> tuple[tuple, tuple]:
   args = jax.tree.map(lambda x: x.value, args, is_leaf=lambda x: hasattr(x, "perturbed"))
   stats = columns(*args)
-  return stats, (args, *stats[1:])
+  return stats, (args, stats[1])
 
 
 def _backward(residuals: tuple, gradients: tuple) -> tuple:
-  """With softmax p, a chunk's logits have the gradient: that of logit where the target is, + p times that of lse,
-  - p (ln p + H) times that of the entropy H."""
-  (hidden, head, target, temperature, limit), lse, entropy = residuals
+  """With softmax p, a chunk's logits have the gradient: that of logit where the target is, and, over the temperature,
+  p times that of the log-sum-exp minus p (ln p + H) times that of the entropy H."""
+  (hidden, head, target, temperature, limit), whole = residuals
+  to_logit, (_, to_lse, to_entropy) = gradients
   if _width(hidden, head) < head.shape[1]:
-    # The last chunk stands outside of the loops: its logits would be kept from the forward pass through all of this one.
+    # The last chunk stands outside of the loops: its logits would be kept from the forward pass through this one.
     hidden = jax.lax.optimization_barrier(hidden)
-  reads_entropy = not isinstance(gradients[2], SymbolicZero)
-  zeros = jnp.zeros_like(lse)
-  of_token = [target, lse, entropy]
-  of_token += [zeros if isinstance(x, SymbolicZero) else x / temperature for x in gradients]
+  reads_entropy = not isinstance(to_entropy, SymbolicZero)
+  to_logit, to_lse, to_entropy = (
+    jnp.zeros_like(whole.excess) if isinstance(x, SymbolicZero) else x for x in (to_logit, to_lse, to_entropy)
+  )
+  of_token = target, *whole, to_logit, to_lse / temperature, to_entropy / temperature
   multiply = lambda x, y, axes: jax.lax.dot_general(  # noqa: E731
     x, y, ((axes[:1], axes[1:]), ((), ())), preferred_element_type=accumulator(hidden)
   )
@@ -80,9 +81,11 @@ def _backward(residuals: tuple, gradients: tuple) -> tuple:
     def tokens(row: Array, size: int, totals: tuple[Array, Array]) -> tuple[Array, Array]:
       dhidden, dcolumns = totals
       few = _cut(hidden, row, size, 0)
-      wanted, lse, entropy, to_logit, to_lse, to_entropy = (_cut(x, row, size, 0)[:, None] for x in of_token)
-      z, hit, weights = _logits(few, head, wanted[:, 0], temperature, limit, start, width)
-      logp = z / temperature - lse
+      wanted, highest, excess, entropy, to_logit, to_lse, to_entropy = (
+        _cut(x, row, size, 0)[:, None] for x in of_token
+      )
+      z, hit, weights = _logits(few, head, wanted[:, 0], limit, start, width)
+      logp = (z - highest) / temperature - excess
       if reads_entropy:
         to_lse = to_lse - to_entropy * (logp + entropy)
       dz = (jnp.exp(logp) * to_lse + jnp.where(hit, to_logit, 0)).astype(hidden.dtype)
@@ -103,9 +106,9 @@ columns.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _logits(
-  hidden: Array, head: Array, target: Array, temperature: Array, limit: Array | None, start: Array, width: int
+  hidden: Array, head: Array, target: Array, limit: Array | None, start: Array, width: int
 ) -> tuple[Float[Array, "T C"], Array, Float[Array, "D C"]]:
-  """A chunk's logits times the temperature, where they are the target's, and its columns of the head: those past
+  """A chunk's logits before the temperature, where they are the target's, and its columns of the head: those past
   `limit` are 0, as they may hold anything."""
   weights = _cut(head, start, width, 1)
   column = start + jnp.arange(width)
@@ -113,7 +116,7 @@ def _logits(
     weights = jnp.where(column < limit, weights, 0)
   z = jnp.matmul(hidden, weights, preferred_element_type=accumulator(hidden))
   if limit is not None:
-    z = jnp.where(column < limit, z, NOTHING * temperature)
+    z = jnp.where(column < limit, z, NOTHING)
   return z, column == target[:, None], weights
 
 
