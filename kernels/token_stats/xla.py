@@ -9,12 +9,13 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.kernels.token_stats.parts import NOTHING, Part, merged
 
-CHUNK_BYTES = 48 * 2**20  # logits that exist at a time, in the accumulator's type
+CHUNK_BYTES = 24 * 2**20  # of a chunk's logits (in the accumulator's type) or of their gradient (in hidden's)
 TOKENS = 8192  # that share a chunk, so that it stays wide: its columns are what each sum of hidden's gradient pays for
 LANES = 128  # a chunk begins at a multiple of these, where it is as wide
 
@@ -47,7 +48,7 @@ def _statistics(hidden: Array, head: Array, target: Array, temperature: Array, l
       return stats[0] + jnp.where(hit, z, 0).sum(1), merged(stats[1], part, temperature)
 
     stats = jax.tree.map(lambda x: _cut(x, start, size, 0), whole)
-    stats = _sweep(chunk, head.shape[1], _width(hidden, head), stats)
+    stats = _sweep(chunk, head.shape[1], _width(hidden, head, accumulator(hidden)), stats)
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, start, 0), whole, stats)
 
   constant = lambda value: jnp.full_like(hidden, value, accumulator(hidden), shape=target.shape)  # noqa: E731
@@ -55,9 +56,14 @@ def _statistics(hidden: Array, head: Array, target: Array, temperature: Array, l
 
 
 def _forward(*args: tuple) -> tuple[tuple, tuple]:
-  args = jax.tree.map(lambda x: x.value, args, is_leaf=lambda x: hasattr(x, "perturbed"))
-  stats = columns(*args)
-  return stats, (args, stats[1])
+  hidden, head, *others = jax.tree.map(lambda x: x.value, args, is_leaf=lambda x: hasattr(x, "perturbed"))
+  logit, part = columns(hidden, head, *others)
+  if _width(hidden, head, accumulator(hidden)) < head.shape[1]:
+    # The last chunk stands outside of the loop: its logits would be kept for the backward pass, or for the statistics
+    # that may be taken later. The entropy stays out: what passes here is computed even if nobody reads it.
+    hidden, logit, excess = jax.lax.optimization_barrier((hidden, logit, part.excess))
+    part = part._replace(excess=excess)
+  return (logit, part), ((hidden, head, *others), part)
 
 
 def _backward(residuals: tuple, gradients: tuple) -> tuple:
@@ -65,9 +71,6 @@ def _backward(residuals: tuple, gradients: tuple) -> tuple:
   p times that of the log-sum-exp minus p (ln p + H) times that of the entropy H."""
   (hidden, head, target, temperature, limit), whole = residuals
   to_logit, (_, to_lse, to_entropy) = gradients
-  if _width(hidden, head) < head.shape[1]:
-    # The last chunk stands outside of the loops: its logits would be kept from the forward pass through this one.
-    hidden = jax.lax.optimization_barrier(hidden)
   reads_entropy = not isinstance(to_entropy, SymbolicZero)
   to_logit, to_lse, to_entropy = (
     jnp.zeros_like(whole.excess) if isinstance(x, SymbolicZero) else x for x in (to_logit, to_lse, to_entropy)
@@ -95,10 +98,11 @@ def _backward(residuals: tuple, gradients: tuple) -> tuple:
     dhidden, dhead = totals
     dcolumns = jnp.full_like(head, 0, accumulator(head), shape=(head.shape[0], width))
     dhidden, dcolumns = _sweep(tokens, len(hidden), TOKENS, (dhidden, dcolumns))
-    return dhidden, jax.lax.dynamic_update_slice_in_dim(dhead, dcolumns.astype(head.dtype), start, 1)
+    dcolumns = with_layout_constraint(dcolumns.astype(head.dtype), Layout((0, 1)))
+    return dhidden, jax.lax.dynamic_update_slice_in_dim(dhead, dcolumns, start, 1)
 
   totals = jnp.zeros_like(hidden, accumulator(hidden)), jnp.zeros_like(head)
-  dhidden, dhead = _sweep(chunk, head.shape[1], _width(hidden, head), totals)
+  dhidden, dhead = _sweep(chunk, head.shape[1], _width(hidden, head, hidden.dtype), totals)
   return dhidden.astype(hidden.dtype), dhead, None, None, None
 
 
@@ -120,9 +124,9 @@ def _logits(
   return z, column == target[:, None], weights
 
 
-def _width(hidden: Array, head: Array) -> int:
+def _width(hidden: Array, head: Array, dtype: jnp.dtype) -> int:
   tokens = max(min(len(hidden), TOKENS), 1)
-  width = max(CHUNK_BYTES // (tokens * accumulator(hidden).itemsize), 1)
+  width = max(CHUNK_BYTES // (tokens * dtype.itemsize), 1)
   return min(width - width % LANES if width > LANES else width, head.shape[1])
 
 
