@@ -65,7 +65,8 @@ def tiles_for(repeats: int, head_dim: int, length: int) -> Tiles:
   info = chip.tpu()
   wide = info is not None and info.mxu_column_size == 256 and head_dim == LANES
   slots = -(-length // LANES) * LANES
-  queries = min(max(2048 // (LANES * repeats), 1) * LANES, slots)
+  rows = 2048 if slots > 512 else 4096  # a step with few keys takes more queries
+  queries = min(max(rows // (LANES * repeats), 1) * LANES, slots)
   keys = 2048
   while keys > LANES and (keys > slots or keys * head_dim * max(queries * repeats, 2048) > 2**29):
     keys //= 2
@@ -119,9 +120,13 @@ def forward(
   keys: Slots,
   tiles: Tiles | None = None,
   dtype: jnp.dtype = jnp.float32,
+  block: int | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-  """(out in `dtype`, log-sum-exp) over these M keys, in any order; who sees none of them gives 0 and NOTHING."""
-  tiled = Tiled.of(q, k, tiles)
+  """(out in `dtype`, log-sum-exp) over these M keys, in any order; who sees none of them gives 0 and NOTHING.
+
+  `block`: positions in which a tile's keys lie next to each other, at most; None: all of them.
+  """
+  tiled = Tiled.of(q, k, tiles, block)
   some, every = live(*tiled.padded(queries, keys), tiled.tiles.queries, tiled.tiles.keys)
   out, lse = _run_forward(tiled, q, k, v, queries, keys, pairs(some, every, by_key=False), dtype)
   # The kernel doesn't write blocks that are in no pair, and leaves hidden scores where a row sees nothing.
@@ -139,12 +144,13 @@ def backward(
   queries: Slots,
   keys: Slots,
   tiles: Tiles | None = None,
+  block: int | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B M K D"], Float[Array, "B M K D"]]:
-  """Gradients of q, k, v in float32, of these M keys' share.
+  """Gradients of q, k, v in float32, of these M keys' share; `block` as in `forward`.
 
   `lse` is over all keys there are; `delta` is the sum of gradient times out, less the gradient of the lse.
   """
-  tiled = Tiled.of(q, k, tiles)
+  tiled = Tiled.of(q, k, tiles, block)
   some, every = live(*tiled.padded(queries, keys), tiled.tiles.queries, tiled.tiles.keys)
   seen = (queries.segment >= 0)[..., None] & (lse > HIDDEN / 2)
   gradient, delta = jnp.where(seen[..., None], gradient, 0).astype(q.dtype), jnp.where(seen, delta, 0)
@@ -169,14 +175,18 @@ class Tiled:
   head_dim: int
 
   @classmethod
-  def of(cls, q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], tiles: Tiles | None) -> "Tiled":
+  def of(
+    cls, q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], tiles: Tiles | None, block: int | None
+  ) -> "Tiled":
     b, l, h, d = q.shape
     repeats, wide = h // k.shape[2], -(-d // LANES) * LANES
     if q.dtype not in (jnp.bfloat16, jnp.float32):
       raise ValueError(f"{q.dtype=} is neither bfloat16 nor float32; cast it or take implementation='xla'")
     if tiles and tiles.wide and wide != LANES:
       raise ValueError(f"{tiles} is wide, which takes a head dimension of at most {LANES}, not {d}")
-    return cls(tiles or tiles_for(repeats, wide, max(l, k.shape[1])), b, l, k.shape[1], k.shape[2], repeats, d)
+    longest = max(l, k.shape[1])
+    tiles = tiles or tiles_for(repeats, wide, min(longest, block or longest))
+    return cls(tiles, b, l, k.shape[1], k.shape[2], repeats, d)
 
   def scaled(self, q: Float[Array, "B L H D"]) -> Float[Array, "K N R D"]:
     """Rounded once: in bfloat16 the factor alone would lose a part in 500."""

@@ -38,19 +38,21 @@ def ring_attention(
   position: Int[Array, "B L"],
   *,
   axis: str,
+  block: int = BLOCK,
   implementation: str | None = None,
   local: str | None = None,
 ) -> Float[Array, "B L H D"]:
   """`flash_attention` of this device's queries to the keys of all devices of the mesh axis `axis`.
 
-  `implementation`: "ring" or "gather"; None gathers up to 65,536 slots in all, and goes round above.
+  `block`: the slots were dealt in blocks of so many (`to_ring`): no tile of keys is longer, since what it then spans
+  would have to be computed. `implementation`: "ring" or "gather"; None gathers up to 65,536 slots in all, and goes round above.
   Operands must vary over the same mesh axes: heads may be cut over another axis, q's and k's together.
   `local`: which of flash_attention's implementations computes on a device; None takes the backend's.
 
   Raises:
     ValueError: shapes or types disagree, an unknown name, or `axis` is not one of the surrounding shard_map's.
   """
-  return ring_attention_with_lse(q, k, v, segment, position, axis=axis, implementation=implementation, local=local)[0]
+  return ring_attention_with_lse(q, k, v, segment, position, axis=axis, block=block, implementation=implementation, local=local)[0]
 
 
 def ring_attention_with_lse(
@@ -61,6 +63,7 @@ def ring_attention_with_lse(
   position: Int[Array, "B L"],
   *,
   axis: str,
+  block: int = BLOCK,
   implementation: str | None = None,
   local: str | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
@@ -70,6 +73,8 @@ def ring_attention_with_lse(
     size = jax.lax.axis_size(axis)
   except NameError as error:
     raise ValueError(f"{axis=} is no mesh axis here; call ring_attention inside a shard_map that has it") from error
+  if block < 1:
+    raise ValueError(f"{block=} must be at least 1, the slots that were dealt together")
   run = choose(implementation, IMPLEMENTATIONS, {"default": "gather" if size * q.shape[1] <= GATHER_BELOW else "ring"})
   module = choose(local, LOCAL, {"default": "pallas_tpu" if chip.tpu() else "xla"})
-  return run(q, k, v, *slots, axis, module)
+  return run(q, k, v, *slots, axis, module, block)

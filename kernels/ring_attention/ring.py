@@ -19,7 +19,7 @@ from qwenlong_jax.kernels.flash_attention.reference import NOTHING
 from qwenlong_jax.kernels.precision import accumulator
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def attention(
   q: Float[Array, "B L H D"],
   k: Float[Array, "B L K D"],
@@ -28,20 +28,21 @@ def attention(
   position: Int[Array, "B L"],
   axis: str,
   local: ModuleType,
+  block: int,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
   """(out, log-sum-exp) of this device's queries; `local` attends to one shard of keys (flash_attention's modules)."""
-  return _forward(q, k, v, segment, position, axis, local)[0]
+  return _forward(q, k, v, segment, position, axis, local, block)[0]
 
 
 def _forward(
-  q: Array, k: Array, v: Array, segment: Array, position: Array, axis: str, local: ModuleType
+  q: Array, k: Array, v: Array, segment: Array, position: Array, axis: str, local: ModuleType, block: int
 ) -> tuple[tuple[Array, Array], tuple]:
   queries, everyone = Slots(segment, position), _everyone(segment, position, axis)
 
   def step(carry: tuple, number: Array) -> tuple[tuple, None]:
     *found, keys = carry
     there = _next(keys, axis)
-    more = local.forward(q, *keys, queries, _passing(everyone, number, axis))
+    more = local.forward(q, *keys, queries, _passing(everyone, number, axis), block=block)
     return (*_merge(tuple(found), more), there), None
 
   nothing = jnp.zeros_like(q, accumulator(q)), jnp.full_like(q, NOTHING, accumulator(q), q.shape[:3])
@@ -50,7 +51,7 @@ def _forward(
   return (out, lse), (q, k, v, segment, position, out, lse)
 
 
-def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
+def _backward(axis: str, local: ModuleType, block: int, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
   q, k, v, segment, position, out, lse = residuals
   gradient, lse_gradient = gradients
   delta = (gradient.astype(accumulator(q)) * out).sum(-1) - lse_gradient
@@ -64,7 +65,7 @@ def _backward(axis: str, local: ModuleType, residuals: tuple, gradients: tuple[A
     # last of gradients, home, also have something to travel beside.
     now = jnp.where(number == 0, early, jnp.where(number == ring, ~early, True))
     queries = Slots(jnp.where(now, segment, -1), position)
-    more, *mine = local.backward(q, *keys, gradient, lse, delta, queries, _passing(everyone, number, axis))
+    more, *mine = local.backward(q, *keys, gradient, lse, delta, queries, _passing(everyone, number, axis), block=block)
     return (dq + more, arrived + jnp.stack(mine), there), None
 
   keys = jnp.stack([k, v])

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from qwenlong_jax.kernels import chip, schedule
-from qwenlong_jax.kernels.flash_attention.benchmark import median
+from qwenlong_jax.kernels.timing import backend, median
 from qwenlong_jax.kernels.token_stats import token_stats
 
 TEMPERATURE = 0.7

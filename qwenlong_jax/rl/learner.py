@@ -139,7 +139,7 @@ class Learner:
     """(loss, ([loss, sum of nll, correct, targets], log-probabilities)) of a micro-batch; plain sums of its slots."""
     model = nnx.merge(self.graph, params)
     ring = self.mesh.shape["ring"] > 1
-    attention = partial(ring_attention.ring_attention, axis="ring") if ring else flash_attention
+    attention = partial(ring_attention.ring_attention, axis="ring", block=self.ring_block) if ring else flash_attention
     hidden = model(micro.tokens, micro.position, micro.segment, attention=attention, fetch=self._fetch)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     logprob, _ = token_stats(hidden, model.head_weight(self._fetch), jnp.ravel(micro.target), self.temperature)
