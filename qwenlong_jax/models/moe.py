@@ -3,12 +3,14 @@
 Letters: T tokens, D model width, E experts, K chosen per token, F expert width.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
-from qwenlong_jax.kernels.grouped_matmul import grouped_matmul
+from qwenlong_jax.kernels.grouped_matmul import by_group, collect, grouped_matmul, spread
 from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.models.presets import Qwen3Config
 
@@ -39,7 +41,8 @@ def route(
   """(weight of every expert, 0 where it is not chosen; the chosen experts) of each token; softmax in float32."""
   probs = jax.nn.softmax((x @ router.astype(x.dtype)).astype(accumulator(x)))
   _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs), chosen)
-  weights = probs * jax.nn.one_hot(experts, probs.shape[1]).sum(1)
+  # One choice after another: [T K E] floats would be half a gigabyte at 131,072 tokens.
+  weights = probs * sum(jax.nn.one_hot(experts[:, k], probs.shape[1], dtype=probs.dtype) for k in range(chosen))
   if renormalise:
     weights = weights / weights.sum(1, keepdims=True)
   return weights.astype(x.dtype), experts
@@ -69,18 +72,109 @@ def chosen_experts(
   down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
   """Rows sorted by expert, then one grouped matmul per projection: the arithmetic of the chosen experts only."""
-  order, sizes = sort_by_expert(experts, gate.shape[0])
-  token = order // experts.shape[1]
-  rows = x[token]
+  return _apply(x, jnp.take_along_axis(weights, experts, axis=1), experts, gate, up, down)
+
+
+def _apply(x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array) -> Array:
+  """`weights` and `experts` are [T K]; an expert that is not in 0..E-1 adds nothing."""
+  order, place, sizes = by_group(experts.reshape(-1), gate.shape[0])
+  rows = spread(x, order, place, experts.shape[1])
   hidden = jax.nn.silu(grouped_matmul(rows, gate, sizes)) * grouped_matmul(rows, up, sizes)
-  mine = jnp.take_along_axis(weights, experts, axis=1).reshape(-1)[order]
-  return jnp.zeros_like(x).at[token].add(grouped_matmul(hidden, down, sizes) * mine[:, None])
+  # Weighted here, where a row is F wide and not D.
+  hidden = hidden * spread(weights.reshape(-1), order, place, 1)[:, None]
+  return collect(grouped_matmul(hidden, down, sizes), order, place, experts.shape[1])
 
 
-def sort_by_expert(experts: Int[Array, "T K"], count: int) -> tuple[Int[Array, "T*K"], Int[Array, "E"]]:
-  """(stable order of the assignments by expert, assignments per expert), by counting: a sort compiles for minutes."""
-  one_hot = jax.nn.one_hot(experts.reshape(-1), count, dtype=jnp.int32)
-  sizes = one_hot.sum(0)
-  rank = ((jnp.cumsum(one_hot, axis=0) - 1) * one_hot).sum(1)
-  place = (jnp.cumsum(sizes) - sizes)[experts.reshape(-1)] + rank
-  return jnp.zeros_like(place).at[place].set(jnp.arange(place.shape[0])), sizes
+def expert_parallel(
+  x: Float[Array, "T D"],
+  weights: Float[Array, "T E"],
+  experts: Int[Array, "T K"],
+  gate: Float[Array, "L D F"],
+  up: Float[Array, "L D F"],
+  down: Float[Array, "L F D"],
+  *,
+  axis: str,
+) -> Float[Array, "T D"]:
+  """`chosen_experts` where the mesh axis `axis` cuts tokens and experts: here are T and L, its size times L is E.
+
+  Inside `shard_map`; device i has the experts i * L to (i + 1) * L - 1. Operands must vary over the same mesh axes.
+
+  The experts stay; tokens go round the ring, and the sum of what the devices made of them follows one step behind. So
+  nothing is dropped whatever the router does, in the memory of a few shards of tokens. An all-to-all moves each row to
+  its experts' device only, but must have room there for the rows of all devices, or drop some.
+
+  Raises:
+    ValueError: `axis` is not one of the surrounding shard_map's, or its size times L is not E.
+  """
+  try:
+    ring = jax.lax.axis_size(axis)
+  except NameError as error:
+    raise ValueError(f"{axis=} is no mesh axis here; call expert_parallel inside a shard_map that has it") from error
+  if ring * gate.shape[0] != weights.shape[1]:
+    raise ValueError(
+      f"{gate.shape[0]} experts on each of the {ring} devices of {axis=} are not the {weights.shape[1]} of weights; "
+      f"cut gate, up and down over {axis!r}, which must divide the number of experts"
+    )
+  return _round_the_ring(axis, x, jnp.take_along_axis(weights, experts, axis=1), experts, gate, up, down)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _round_the_ring(
+  axis: str, x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array
+) -> Array:
+  return _forward(axis, x, weights, experts, gate, up, down)[0]
+
+
+def _forward(axis: str, *operands: Array) -> tuple[Array, tuple]:
+  x, weights, experts, *matrices = operands
+
+  def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    travelling, x, routing = carry
+    arrived, *there = _next((travelling, x, routing), axis)
+    mine = _apply(x, *_unpack(routing, x, axis, matrices), *matrices)
+    return (arrived + mine, *there), None
+
+  start = jnp.zeros_like(x, accumulator(x)), x, _pack(weights, experts)
+  (travelled, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
+  return _next(travelled, axis).astype(x.dtype), operands
+
+
+def _backward(axis: str, operands: tuple, gradient: Array) -> tuple:
+  x, weights, experts, *matrices = operands
+
+  def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    travelling, totals, shard, routing = carry
+    *arrived, there, routing_there = _next((*travelling, shard, routing), axis)
+    weights, experts = _unpack(routing, x, axis, matrices)
+    mine = lambda x, weights, *matrices: _apply(x, weights, experts, *matrices)  # noqa: E731
+    found = jax.vjp(mine, shard[0], weights, *matrices)[1](shard[1])
+    travelling, totals = (
+      tuple(a + b for a, b in zip(old, new)) for old, new in ((arrived, found[:2]), (totals, found[2:]))
+    )
+    return (travelling, totals, there, routing_there), None
+
+  zeros = lambda *arrays: tuple(jnp.zeros_like(y, accumulator(y)) for y in arrays)  # noqa: E731
+  start = zeros(x, weights), zeros(*matrices), jnp.stack([x, gradient]), _pack(weights, experts)
+  (travelled, totals, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
+  dx, dweights = _next(travelled, axis)
+  cast = [d.astype(y.dtype) for d, y in zip((dx, dweights, *totals), (x, weights, *matrices))]
+  return *cast[:2], None, *cast[2:]
+
+
+_round_the_ring.defvjp(_forward, _backward)
+
+
+def _pack(weights: Array, experts: Array) -> Array:
+  """One array, since the compiler hides so many permutes at a time and no more; float32 holds an expert's number."""
+  return jnp.stack([weights.astype(accumulator(weights)), experts.astype(accumulator(weights))])
+
+
+def _unpack(routing: Array, x: Array, axis: str, matrices: list[Array]) -> tuple[Array, Array]:
+  """(weights, experts counted from this device's first)."""
+  return routing[0].astype(x.dtype), routing[1].astype(jnp.int32) - jax.lax.axis_index(axis) * matrices[0].shape[0]
+
+
+def _next(shards: PyTree, axis: str) -> PyTree:
+  """What the device before this one holds."""
+  ring = jax.lax.axis_size(axis)
+  return jax.lax.ppermute(shards, axis, [(i, (i + 1) % ring) for i in range(ring)])

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenlong_jax.kernels.grouped_matmul import IMPLEMENTATIONS, grouped_matmul
+from qwenlong_jax.kernels.grouped_matmul import (
+  IMPLEMENTATIONS,
+  blocks,
+  by_group,
+  collect,
+  grouped_matmul,
+  order,
+  spread,
+)
 
 M, E, D, F = 19, 5, 6, 7
 FORWARD, GRADIENT = 1e-5, 1e-4
@@ -47,6 +55,13 @@ def random_inputs(seed=0, dtype=jnp.float32):
   return [jnp.asarray(random.normal(size=shape), dtype) for shape in ((M, D), (E, D, F), (M, F))]
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+  """So that 19 rows are several blocks."""
+  monkeypatch.setattr(blocks, "BLOCK", 4)
+  monkeypatch.setattr(order, "BLOCK", 4)
+
+
 def check(run, sizes, inputs, forward=FORWARD, gradient=GRADIENT):
   rows, weights, cotangent = inputs
   out, gradients = run(rows, weights, jnp.asarray(sizes, jnp.int32), cotangent)
@@ -76,6 +91,20 @@ def test_a_group_without_rows_gets_a_zero_gradient(run, alone):
   np.testing.assert_array_equal(np.asarray(gradient)[np.arange(E) != alone], 0.0)
 
 
+@pytest.mark.parametrize("sizes", [[4, 0, 5, 0, 1], [0, 0, 0, 0, 0], [0, 16, 0, 0, 2]], ids=str)
+def test_rows_beyond_the_last_group_are_nothing_even_if_they_are_not_numbers(run, sizes):
+  inputs = random_inputs()
+  rows, weights, cotangent = inputs
+  inside = sum(sizes)
+  out, (drows, dweights) = run(
+    rows.at[inside:].set(jnp.nan), weights, jnp.asarray(sizes), cotangent.at[inside:].set(jnp.nan)
+  )
+  want, (want_drows, want_dweights) = oracle(*inputs[:2], np.asarray(sizes), cotangent)
+  for got, wanted in zip((out, drows, dweights), (want, want_drows, want_dweights)):
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+  assert not np.asarray(out)[inside:].any() and not np.asarray(drows)[inside:].any()
+
+
 def test_bfloat16_errs_by_its_rounding_only(run):
   check(run, [4, 0, 9, 5, 1], random_inputs(1, jnp.bfloat16), forward=2**-7, gradient=2**-7)
 
@@ -87,6 +116,38 @@ def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_one
   np.testing.assert_allclose(got(rows, weights, sizes), want(rows, weights, sizes), atol=1e-5)
   with pytest.raises(ValueError, match="implementation='gmm' is not one of"):
     grouped_matmul(rows, weights, sizes, implementation="gmm")
+  with pytest.raises(ValueError, match=r"rows.dtype=.*bfloat16.*, sizes.dtype=.*; cast the first two to one type"):
+    grouped_matmul(rows.astype(jnp.bfloat16), weights, sizes)
+
+
+@given(st.sampled_from([3, 21]).flatmap(lambda n: st.lists(st.integers(-1, E), min_size=n, max_size=n)))
+def test_assignments_are_put_in_the_order_of_their_groups_and_keep_their_own(groups):
+  """Those of no group (here -1 and E) stand behind."""
+  got, place, sizes = jax.jit(by_group, static_argnums=1)(jnp.array(groups), E)
+  bounded = [g if 0 <= g < E else E for g in groups]
+  np.testing.assert_array_equal(got, np.argsort(bounded, kind="stable"))
+  np.testing.assert_array_equal(place, np.argsort(got))
+  np.testing.assert_array_equal(sizes, np.bincount(bounded, minlength=E + 1)[:E])
+
+
+def test_spreading_and_collecting_are_each_others_transposes_without_a_scatter():
+  """Against the matrix that says which token stands where; 7 tokens of 3 assignments."""
+  tokens, chosen = 7, 3
+  random = np.random.default_rng(0)
+  places = by_group(jnp.asarray(random.integers(0, E, tokens * chosen)), E)[:2]
+  matrix = np.eye(tokens)[np.asarray(places[0]) // chosen]
+  x, rows = (random.normal(size=(n, D)).astype(np.float32) for n in (tokens, tokens * chosen))
+
+  @jax.jit
+  def run(x, rows):
+    spreading, back = jax.vjp(lambda x: spread(x, *places, chosen), x)
+    collecting, forth = jax.vjp(lambda rows: collect(rows, *places, chosen), rows)
+    return spreading, back(rows)[0], collecting, forth(x)[0]
+
+  wanted = matrix @ x, matrix.T @ rows, matrix.T @ rows, matrix @ x
+  for got, want in zip(run(x, rows), wanted):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+  assert "scatter" not in str(jax.make_jaxpr(run)(x, rows))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from qwenlong_jax.models import moe
 
@@ -98,11 +99,85 @@ def test_the_experts_that_no_token_chose_learn_nothing(layer):
     np.testing.assert_array_equal(moved, [False, True, False, True, False])
 
 
-@given(st.lists(st.integers(0, E - 1), min_size=T * K, max_size=T * K))
-def test_assignments_are_sorted_by_expert_and_keep_their_order(experts):
-  order, sizes = moe.sort_by_expert(jnp.array(experts).reshape(T, K), E)
-  np.testing.assert_array_equal(order, np.argsort(experts, kind="stable"))
-  np.testing.assert_array_equal(sizes, np.bincount(experts, minlength=E))
+PARALLEL = 8
+
+
+@functools.cache
+def parallel(devices):
+  """(x, weights, experts, gate, up, down, cotangent) -> (out, gradients), tokens and experts cut over the devices."""
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((devices,), ("experts",), devices=jax.devices()[:devices], axis_types=auto)
+  run = functools.partial(moe.expert_parallel, axis="experts")
+  sharded = jax.shard_map(run, mesh=mesh, in_specs=(P("experts"),) * 6, out_specs=P("experts"))
+
+  @jax.jit
+  def run(x, weights, experts, *matrices):
+    *matrices, cotangent = matrices
+    out, vjp = jax.vjp(lambda x, weights, *m: sharded(x, weights, experts, *m), x, weights, *matrices)
+    return out, vjp(cotangent)
+
+  return run
+
+
+def parallel_oracle(x, weights, experts, gate, up, down, cotangent):
+  """A token and a chosen expert at a time, in float64, the weights given."""
+  x, weights, gate, up, down, cotangent = (np.asarray(y, np.float64) for y in (x, weights, gate, up, down, cotangent))
+  out, *gradients = (np.zeros_like(y) for y in (x, x, weights, gate, up, down))
+  dx, dweights, dgate, dup, ddown = gradients
+  for t, chosen in enumerate(np.asarray(experts)):
+    for e in chosen:
+      a, b = x[t] @ gate[e], x[t] @ up[e]
+      s = 1 / (1 + np.exp(-a))
+      hidden, g = a * s * b, down[e] @ cotangent[t]
+      out[t] += weights[t, e] * hidden @ down[e]
+      dweights[t, e] += hidden @ g
+      da, db = weights[t, e] * g * b * (s + a * s * (1 - s)), weights[t, e] * g * a * s
+      dgate[e] += np.outer(x[t], da)
+      dup[e] += np.outer(x[t], db)
+      ddown[e] += np.outer(weights[t, e] * hidden, cotangent[t])
+      dx[t] += gate[e] @ da + up[e] @ db
+  return out, gradients
+
+
+def parallel_inputs(choice, seed=0, dtype=np.float32):
+  """24 tokens, 8 experts; each token chooses two of `choice`."""
+  random = np.random.default_rng(seed)
+  make = lambda *shape: jnp.asarray(random.normal(size=shape), dtype)  # noqa: E731
+  tokens = 24
+  experts = np.stack([random.permutation(choice)[:K] for _ in range(tokens)]).astype(np.int32)
+  weights = np.zeros((tokens, PARALLEL))
+  np.put_along_axis(weights, experts, random.uniform(0.1, 1, size=experts.shape), 1)
+  matrices = make(PARALLEL, D, F), make(PARALLEL, D, F), make(PARALLEL, F, D)
+  return make(tokens, D), jnp.asarray(weights, dtype), jnp.asarray(experts), *matrices, make(tokens, D)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("choice", [range(8), (0, 1), (6, 7), (0, 2, 3, 5, 6, 7)], ids=str)
+def test_experts_on_their_devices_make_of_the_tokens_what_they_make_on_one(devices, choice):
+  """Dropless: all tokens may choose the same two experts, of one device; others then have nothing to do."""
+  inputs = parallel_inputs(choice)
+  (out, gradients), (want, want_gradients) = parallel(devices)(*inputs), parallel_oracle(*inputs)
+  assert np.linalg.norm(out - want) < 1e-5 * np.linalg.norm(want)
+  for name, got, wanted in zip(("x", "weights", *NAMES[1:]), gradients, want_gradients):
+    assert np.linalg.norm(got - wanted) < 1e-5 * np.linalg.norm(wanted), name
+  idle = np.setdiff1d(np.arange(PARALLEL), list(choice))
+  assert not any(np.asarray(g)[idle].any() for g in gradients[2:])
+
+
+def test_float64_stays_float64_round_the_ring():
+  with jax.enable_x64(True):
+    inputs = parallel_inputs(range(8), dtype=np.float64)
+    (out, gradients), (want, want_gradients) = parallel(4)(*inputs), parallel_oracle(*inputs)
+    for got, wanted in zip((out, *gradients), (want, *want_gradients)):
+      assert np.linalg.norm(got - wanted) < 1e-14 * np.linalg.norm(wanted)
+
+
+def test_cut_experts_need_an_axis_that_cuts_them():
+  x, weights, experts, *matrices, _ = parallel_inputs(range(8))
+  with pytest.raises(ValueError, match=r"axis='experts' is no mesh axis here; call expert_parallel inside a shard_map"):
+    moe.expert_parallel(x, weights, experts, *matrices, axis="experts")
+  with pytest.raises(ValueError, match=r"3 experts on each of the 2 devices of .* are not the 8 of weights"):
+    parallel(2)(x, weights, experts, *(m[:6] for m in matrices), x)
 
 
 @pytest.mark.parametrize("experts, way", [(8, "all_experts"), (9, "chosen_experts")])
