@@ -168,8 +168,8 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_devices(
   learner, params, batch, gradient, close, whole, devices, micro_rows, monkeypatch
 ):
   """Nor on the kernels' own cuts, of queries and of tokens, within each of them."""
-  monkeypatch.setattr(attention_blocks, "BLOCK", 4)
-  monkeypatch.setattr(attention_blocks, "BAND", 8)
+  monkeypatch.setattr(attention_blocks, "BLOCKS", {"default": 4})
+  monkeypatch.setattr(attention_blocks, "SHORT", 0)
   monkeypatch.setattr(token_chunks, "CHUNK_BYTES", 5 * 37 * 4)
   close(gradient(learner(KIND, devices, micro_rows), params(KIND), batch), whole, 1e-5)
 
