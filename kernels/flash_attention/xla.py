@@ -1,8 +1,11 @@
-"""Row after row and block after block of queries, probabilities made again in the backward pass: for CPU and GPU, and
-wherever Pallas does not run.
+"""The live pairs of a query block and a key block, one after the other: for CPU and GPU, and where Pallas doesn't run.
 
-A tile's scores are [K, rep*q, L] (the query heads of one key-value head are one tall matrix), small enough for a cache.
-The queries are cut into bands, each of which reads the keys up to its own end: what stands later is never seen.
+Letters: B rows, L slots, M keys, K key-value heads, H = K * r query heads, D head dimension; N query blocks of all rows
+together, each of Q queries and R = r * Q rows, since the r heads of a group read the same keys; T key blocks of S keys.
+
+A step is a few matmuls over all heads, of one pair; what it adds to, float32 sums as large as the operands, is written
+in place. Only pairs in which the mask shows something are visited, so that time follows the mask; memory is O(L) and
+the scores of one pair.
 """
 
 import functools
@@ -11,15 +14,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int
 
-from qwenlong_jax.kernels.flash_attention.blocks import Slots
+from qwenlong_jax.kernels.flash_attention.blocks import Slots, live
+from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING, visible
 from qwenlong_jax.kernels.precision import accumulator
 
-BLOCK = 512  # queries whose scores exist at a time
-BAND = 128  # queries that share an end of their keys, at least; each band is compiled on its own, so that there are
-BANDS = 8  # no more than these
+# Slots in a block of queries and in one of keys, at most. On CPU the scores of a few heads stay near the cache. A GPU
+# pays per step for some ten launches and twice a wait for the host, tens of microseconds; with 32 heads of 128 a pair
+# of 1024 is 17 GFLOP in the forward pass and several times 134 MB of scores to move, hundreds of microseconds.
+BLOCKS = {"default": 256, "gpu": 1024}
+# A short row is cut into bands of queries instead, each of which reads the keys up to its own end in one step, without
+# a loop inside: with the tiny model at 460 slots pairs of 128 take 1.4 times as long on CPU, and one of 460 1.3 times.
+SHORT, BAND = 512, 160
 
 
 @jax.custom_vjp
@@ -30,94 +40,77 @@ def attention(
   segment: Int[Array, "B L"],
   position: Int[Array, "B L"],
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-  """Memory O(L * BLOCK), never O(L^2)."""
-  return _forward(q, k, v, segment, position)[0]
+  """(out, log-sum-exp); memory O(L)."""
+  return _attention_forward(q, k, v, segment, position)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple[tuple[Array, Array], tuple]:
-  def row(args: tuple) -> Array:
-    q, segment_q, position_q, k, v, segment, position = args
-    block = lambda args: jnp.matmul(_weights(args, k, segment, position).astype(v.dtype), v)  # noqa: E731
-    return _map(block, (q, *_blocks(segment_q, position_q)))
-
-  def row_lse(args: tuple) -> Array:
-    q, segment_q, position_q, k, _, segment, position = args
-    block = lambda args: jax.nn.logsumexp(_scores(args, k, segment, position), axis=-1, keepdims=True)  # noqa: E731
-    return _map(block, (q, *_blocks(segment_q, position_q)))
-
-  bands = [*_bands(q, k, v, segment, position)]
-  out = jnp.concatenate([_untile(_map(row, args), q[:, queries]) for queries, _, args in bands], axis=1)
-  # Another loop, which the compiler drops where nobody reads the log-sum-exp: together they cost XLA's CPU compiler its
-  # fusion, and three times the time.
-  lse = jnp.concatenate([_untile(_map(row_lse, args), q[:, queries, :, :1]) for queries, _, args in bands], axis=1)
-  # Only padding sees nothing (a slot sees itself); its weights are meaningless.
-  seen = segment[:, :, None, None] >= 0
-  out, lse = jnp.where(seen, out, 0), jnp.where(seen, lse, NOTHING)[..., 0]
-  return (out, lse), (q, k, v, segment, position, out)
+def _attention_forward(q: Array, k: Array, v: Array, segment: Array, position: Array) -> tuple:
+  slots = Slots(segment, position)
+  if q.shape[1] > SHORT:
+    out, lse = forward(q, k, v, slots, slots)
+  else:
+    parts = [
+      forward(q[:, mine], k[:, seen], v[:, seen], queries, keys, block=SHORT)
+      for mine, seen, queries, keys in _bands(slots)
+    ]
+    out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts))
+  out, lse = checkpoint_name((out.astype(q.dtype), lse), RESULTS)
+  return (out, lse), (q, k, v, segment, position, out, lse)
 
 
-def _backward(residuals: tuple, gradients: tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]) -> tuple:
-  q, k, v, segment, position, out = residuals
-  seen = segment[:, :, None, None] >= 0
-  gradient, lse_gradient = jnp.where(seen, gradients[0], 0), jnp.where(seen, gradients[1][..., None], 0)
-
-  def row(args: tuple) -> tuple[Array, Array, Array]:
-    q, segment_q, position_q, g, delta, k, v, segment, position = args
-
-    def block(totals: tuple[Array, Array], args: tuple) -> tuple[tuple[Array, Array], Array]:
-      q, segment_q, position_q, g, delta = args
-      weights = _weights((q, segment_q, position_q), k, segment, position)
-      ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=accumulator(k)) - delta)
-      weights, ds = weights.astype(v.dtype), ds.astype(v.dtype)
-      dk, dv = (
-        total + jnp.matmul(x.mT, y, preferred_element_type=accumulator(k))
-        for total, x, y in zip(totals, (ds, weights), (q, g))
-      )
-      return (dk, dv), jnp.matmul(ds, k)
-
-    zeros = jnp.zeros_like(k, accumulator(k))
-    (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment_q, position_q), g, delta))
-    return dq, dk, dv
-
-  delta = (gradient.astype(accumulator(out)) * out).sum(-1, keepdims=True) - lse_gradient
-  dq, dk, dv = [], *(jnp.zeros(jnp.moveaxis(x, 1, 2).shape, accumulator(x)) for x in (k, v))
-  for queries, keys, args in _bands(q, k, v, segment, position, gradient, delta):
-    tile, *totals = _map(row, args)
-    dq.append(_untile(tile, q[:, queries]))
-    dk, dv = (x.at[:, :, keys].add(y) for x, y in zip((dk, dv), totals))
-  dq = jnp.concatenate(dq, axis=1) * q.shape[-1] ** -0.5
-  dk, dv = (jnp.moveaxis(x, 1, 2).astype(k.dtype) for x in (dk, dv))
-  return dq.astype(q.dtype), dk, dv, None, None
+def _attention_backward(residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
+  q, k, v, segment, position, out, lse = residuals
+  slots, (gradient, lse_gradient) = Slots(segment, position), gradients
+  delta = (gradient.astype(accumulator(q)) * out).sum(-1) - lse_gradient
+  if q.shape[1] > SHORT:
+    dq, dk, dv = backward(q, k, v, gradient, lse, delta, slots, slots)
+  else:
+    parts, dk, dv = [], *(jnp.zeros_like(x, accumulator(x)) for x in (k, v))
+    for mine, seen, queries, keys in _bands(slots):
+      g, l, d = gradient[:, mine], lse[:, mine], delta[:, mine]
+      part, *more = backward(q[:, mine], k[:, seen], v[:, seen], g, l, d, queries, keys, block=SHORT)
+      parts.append(part)
+      dk, dv = (x.at[:, seen].add(y) for x, y in zip((dk, dv), more))
+    dq = jnp.concatenate(parts, axis=1)
+  return *(d.astype(x.dtype) for d, x in zip((dq, dk, dv), (q, k, v))), None, None
 
 
-attention.defvjp(_forward, _backward)
+attention.defvjp(_attention_forward, _attention_backward)
 
 
 def forward(
-  q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], v: Float[Array, "B M K D"], queries: Slots, keys: Slots
+  q: Float[Array, "B L H D"],
+  k: Float[Array, "B M K D"],
+  v: Float[Array, "B M K D"],
+  queries: Slots,
+  keys: Slots,
+  block: int | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L H"]]:
-  """(out, log-sum-exp), both in the accumulator's type, over these M keys, in any order; see none: 0 and NOTHING."""
+  """(out, log-sum-exp), both in the accumulator's type, over these M keys, in any order; see none: 0 and NOTHING.
 
-  def row(args: tuple) -> tuple[Array, Array]:
-    q, segment_q, position_q, k, v, segment, position = args
+  `block`: slots in a block, at most; None takes the backend's.
+  """
+  tiles = _Tiles(q, k, queries, keys, block)
+  scaled, k, v = tiles.scaled(q), tiles.keys(k), tiles.keys(v)
 
-    def block(args: tuple) -> tuple[Array, Array]:
-      def compute() -> tuple[Array, Array]:
-        scores = _scores(args, k, segment, position)
-        lse = jnp.maximum(jax.nn.logsumexp(scores, axis=-1, keepdims=True), NOTHING)
-        weights = jnp.where(scores > NOTHING / 2, jnp.exp(scores - lse), 0).astype(v.dtype)
-        return jnp.matmul(weights, v, preferred_element_type=lse.dtype), lse
+  def step(carry: tuple, i: Array, j: Array, bias: Array) -> tuple:
+    """Softmax so far: the highest score of each row, the sum of the weights, and of weights times values."""
+    highest, sums, total = (_at(x, i) for x in carry)
+    scores = _scores(_at(scaled, i), _at(k, j), bias)
+    top = jnp.maximum(highest, scores.max(-1, keepdims=True))
+    decay, weights = jnp.exp(highest - top), jnp.exp(scores - top)
+    values = jnp.matmul(weights.astype(v.dtype), _at(v, j), preferred_element_type=total.dtype)
+    found = top, sums * decay + weights.sum(-1, keepdims=True), total * decay + values
+    return tuple(_put(x, i, y) for x, y in zip(carry, found))
 
-      nothing = jax.eval_shape(compute)
-      shows = visible(*(x[None] for x in (*args[1:], segment, position))).any()
-      return jax.lax.cond(shows, compute, lambda: (_like(v, nothing[0], 0), _like(v, nothing[1], NOTHING)))
-
-    return _map(block, (q, *_blocks(segment_q, position_q)))
-
-  tiles = _query_tiles(q * q.shape[-1] ** -0.5, k.shape[2])
-  out, lse = _map(row, (tiles, *queries, *(jnp.moveaxis(x, 1, 2) for x in (k, v)), *keys))
-  lse = _untile(lse, q[..., :1])[..., 0]
-  return _untile(out, q), jnp.where((queries.segment >= 0)[..., None] & (lse > NOTHING / 2), lse, NOTHING)
+  dtype, column = accumulator(q), (*scaled.shape[:3], 1)
+  nothing = jnp.full_like(scaled, NOTHING, dtype, column), jnp.zeros_like(scaled, dtype, column)
+  highest, sums, total = tiles.over_live_pairs(step, (*nothing, jnp.zeros_like(scaled, dtype)))
+  sums = jnp.maximum(sums, jnp.finfo(dtype).tiny)  # of blocks in no pair: 0
+  out, lse = tiles.untiled(total / sums), tiles.untiled(highest + jnp.log(sums))
+  # Where a row sees nothing of a block, all its scores are NOTHING and the weights mean nothing until a real one comes.
+  seen = (queries.segment >= 0)[..., None, None] & (tiles.untiled(highest) > NOTHING / 2)
+  return jnp.where(seen, out, 0), jnp.where(seen, lse, NOTHING)[..., 0]
 
 
 def backward(
@@ -129,106 +122,130 @@ def backward(
   delta: Float[Array, "B L H"],
   queries: Slots,
   keys: Slots,
+  block: int | None = None,
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B M K D"], Float[Array, "B M K D"]]:
-  """Gradients of q, k, v in the accumulator's type, of these M keys' share; `lse` is over all keys there are."""
+  """Gradients of q, k, v in the accumulator's type, of these M keys' share.
 
-  def row(args: tuple) -> tuple[Array, Array, Array]:
-    q, segment_q, position_q, g, lse, delta, k, v, segment, position = args
-
-    def block(totals: tuple[Array, Array], args: tuple) -> tuple[tuple[Array, Array], Array]:
-      q, segment_q, position_q, g, lse, delta = args
-
-      def compute() -> tuple[Array, Array, Array]:
-        scores = _scores((q, segment_q, position_q), k, segment, position)
-        weights = jnp.where(scores > NOTHING / 2, jnp.exp(scores - lse), 0)
-        ds = weights * (jnp.matmul(g, v.mT, preferred_element_type=accumulator(k)) - delta)
-        weights, ds = weights.astype(v.dtype), ds.astype(v.dtype)
-        multiply = functools.partial(jnp.matmul, preferred_element_type=accumulator(k))
-        return multiply(ds.mT, q), multiply(weights.mT, g), multiply(ds, k)
-
-      shows = visible(*(x[None] for x in (segment_q, position_q, segment, position))).any()
-      nothing = jax.eval_shape(compute)
-      dk, dv, dq = jax.lax.cond(shows, compute, lambda: tuple(_like(v, x, 0) for x in nothing))
-      return (totals[0] + dk, totals[1] + dv), dq
-
-    zeros = _like(v, jax.ShapeDtypeStruct(k.shape, accumulator(k)), 0)
-    (dk, dv), dq = _scan(block, (zeros, zeros), (q, *_blocks(segment_q, position_q), g, lse, delta))
-    return dq, dk, dv
-
+  `lse` is over all keys there are; `delta` is the sum of gradient times out, less the gradient of the lse.
+  """
+  tiles = _Tiles(q, k, queries, keys, block)
   seen = (queries.segment >= 0)[..., None] & (lse > NOTHING / 2)
   gradient, delta = jnp.where(seen[..., None], gradient, 0).astype(q.dtype), jnp.where(seen, delta, 0)
-  heads = k.shape[2]
-  cut = [_query_tiles(x, heads) for x in (gradient, lse[..., None], delta[..., None])]
-  moved = [jnp.moveaxis(x, 1, 2) for x in (k, v)]
-  dq, dk, dv = _map(row, (_query_tiles(q * q.shape[-1] ** -0.5, heads), *queries, *cut, *moved, *keys))
-  return _untile(dq, q) * q.shape[-1] ** -0.5, jnp.moveaxis(dk, 1, 2), jnp.moveaxis(dv, 1, 2)
+  lse = jnp.where(seen, lse, -NOTHING)  # such a row's weights are 0
+  scaled, k, v = tiles.scaled(q), tiles.keys(k), tiles.keys(v)
+  gradient, lse, delta = (tiles.queries(x) for x in (gradient, lse[..., None], delta[..., None]))
+  multiply = functools.partial(jnp.matmul, preferred_element_type=accumulator(q))
+
+  def step(carry: tuple, i: Array, j: Array, bias: Array) -> tuple:
+    mine, theirs, g = _at(scaled, i), _at(k, j), _at(gradient, i)
+    weights = jnp.exp(_scores(mine, theirs, bias) - _at(lse, i))
+    change = weights * (multiply(g, _at(v, j).mT) - _at(delta, i))
+    weights, change = weights.astype(v.dtype), change.astype(k.dtype)
+    found = (i, multiply(change, theirs)), (j, multiply(change.mT, mine)), (j, multiply(weights.mT, g))
+    return tuple(_put(total, n, _at(total, n) + x) for total, (n, x) in zip(carry, found))
+
+  dq, dk, dv = tiles.over_live_pairs(step, tuple(jnp.zeros_like(x, accumulator(q)) for x in (scaled, k, v)))
+  return tiles.untiled(dq) * q.shape[-1] ** -0.5, tiles.untiled_keys(dk), tiles.untiled_keys(dv)
 
 
-def _like(operand: Array, shape: jax.ShapeDtypeStruct, value: float) -> Array:
-  """A constant array that, inside shard_map, varies over the axes that `operand` varies over."""
-  return jnp.full_like(operand, value, dtype=shape.dtype, shape=shape.shape)
+class _Tiles:
+  """Blocks of all rows, the ways there and back, and the loop over those pairs of them in which the mask shows any."""
+
+  def __init__(
+    self, q: Float[Array, "B L H D"], k: Float[Array, "B M K D"], queries: Slots, keys: Slots, block: int | None
+  ):
+    block = block or BLOCKS.get(jax.default_backend(), BLOCKS["default"])
+    self.rows, self.length, self.key_length, self.heads = q.shape[0], q.shape[1], k.shape[1], k.shape[2]
+    even = lambda length: -(-length // -(-length // block))  # noqa: E731
+    self.size, self.key_size = even(self.length), even(self.key_length)
+    self.query_slots = Slots(*(_cut(x, self.size, -1) for x in queries))
+    self.key_slots = Slots(*(_cut(x, self.key_size, -1) for x in keys))
+
+  def queries(self, x: Float[Array, "B L H X"]) -> Float[Array, "N K R X"]:
+    x = _cut(x, self.size)
+    n, _, h, d = x.shape
+    return jnp.moveaxis(x.reshape(n, self.size, self.heads, h // self.heads, d), 1, 3).reshape(n, self.heads, -1, d)
+
+  def scaled(self, q: Float[Array, "B L H D"]) -> Float[Array, "N K R D"]:
+    """Rounded once: in bfloat16 the factor alone would lose a part in 500."""
+    return self.queries((q.astype(accumulator(q)) * q.shape[-1] ** -0.5).astype(q.dtype))
+
+  def untiled(self, x: Float[Array, "N K R X"]) -> Float[Array, "B L H X"]:
+    n, _, _, d = x.shape
+    x = jnp.moveaxis(x.reshape(n, self.heads, -1, self.size, d), 3, 1)
+    return x.reshape(self.rows, -1, x.shape[2] * x.shape[3], d)[:, : self.length]
+
+  def keys(self, x: Float[Array, "B M K D"]) -> Float[Array, "T K S D"]:
+    return jnp.moveaxis(_cut(x, self.key_size), 2, 1)
+
+  def untiled_keys(self, x: Float[Array, "T K S D"]) -> Float[Array, "B M K D"]:
+    x = jnp.moveaxis(x, 1, 2)
+    return x.reshape(self.rows, -1, *x.shape[2:])[:, : self.key_length]
+
+  def live(self) -> tuple[Bool[Array, "B n t"], Bool[Array, "B n t"]]:
+    """`blocks.live` of the n query blocks and t key blocks of each row."""
+    queries, keys = (Slots(*(x.reshape(self.rows, -1) for x in slots)) for slots in (self.query_slots, self.key_slots))
+    return live(queries, keys, self.size, self.key_size)
+
+  def over_live_pairs(self, step: Callable, carry: Any) -> Any:
+    """`step(carry, query block, key block, its bias)` for each, query block after query block."""
+    some, every = self.live()
+    _, n, t = some.shape
+    # Not `blocks.pairs`, which packs its list for the scalar memory of a TPU and is bounded by it.
+    listed, count = jnp.flatnonzero(some, size=some.size, fill_value=0), some.sum(dtype=jnp.int32)
+
+    def body(number: Array | int, carry: Any) -> Any:
+      pair = listed[number]
+      i = pair // t
+      j = i // n * t + pair % t
+      return step(carry, i, j, _bias(_at_slots(self.query_slots, i), _at_slots(self.key_slots, j), every.ravel()[pair]))
+
+    # One pair is no loop: on CPU a loop in a loop (over layers, over rows) is slower.
+    return body(0, carry) if some.size == 1 else lax.fori_loop(0, count, body, carry)
 
 
-def _bands(q: Array, k: Array, v: Array, segment: Array, position: Array, *more: Array) -> Iterator[tuple]:
-  """(queries, the keys that they may see, what a row of them takes) of each band; `more` is cut like q.
-
-  A row takes: q scaled as [blocks K rep*q D], the queries' segments and positions, `more` in q's layout, k and v as
-  [K L D], the keys' segments and positions.
-  """
-  length, heads = q.shape[1], k.shape[2]
-  size = max(BAND, -(-length // BANDS))
+def _bands(slots: Slots) -> Iterator[tuple[slice, slice, Slots, Slots]]:
+  """(a band's queries, the keys up to its end, the slots of both): rows are in order, what is later is never seen."""
+  length = slots.segment.shape[1]
+  size = -(-length // -(-length // BAND))
   for start in range(0, length, size):
-    queries, keys = slice(start, start + size), slice(min(start + size, length))
-    scaled, *others = (_query_tiles(x[:, queries], heads) for x in (q * q.shape[-1] ** -0.5, *more))
-    read = (jnp.moveaxis(x[:, keys], 1, 2) for x in (k, v))
-    args = (scaled, segment[:, queries], position[:, queries], *others, *read, segment[:, keys], position[:, keys])
-    yield queries, keys, args
+    end = min(start + size, length)
+    mine, seen = slice(start, end), slice(end)
+    queries, keys = (Slots(slots.segment[:, cut], slots.position[:, cut]) for cut in (mine, seen))
+    yield mine, seen, queries, keys
 
 
-def _query_tiles(x: Float[Array, "B L H D"], heads: int) -> Float[Array, "B blocks K M D"]:
-  b, l, h, d = x.shape
-  size = min(BLOCK, l)
-  x = jnp.pad(x, ((0, 0), (0, -l % size), (0, 0), (0, 0))).reshape(b, -1, size, heads, h // heads, d)
-  return jnp.moveaxis(x, 2, 4).reshape(b, -1, heads, h // heads * size, d)
+def _cut(x: Array, size: int, fill: int = 0) -> Array:
+  """[B L ...] as blocks of all rows, [B * blocks, size, ...]."""
+  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), *[(0, 0)] * (x.ndim - 2)), constant_values=fill)
+  return x.reshape(-1, size, *x.shape[2:])
 
 
-def _untile(x: Float[Array, "B blocks K M D"], like: Float[Array, "B L H D"]) -> Float[Array, "B L H D"]:
-  b, l, h, d = like.shape
-  size, heads = min(BLOCK, l), x.shape[2]
-  x = jnp.moveaxis(x.reshape(b, -1, heads, h // heads, size, d), 4, 2)
-  return x.reshape(b, -1, h, d)[:, :l]
+def _at(x: Array, i: Array) -> Array:
+  return lax.dynamic_index_in_dim(x, i, keepdims=False)
 
 
-def _scan(f: Callable, carry: Any, xs: tuple) -> tuple[Any, Any]:
-  """`jax.lax.scan`, but a single step is not a loop: on CPU a loop in a loop runs several times slower."""
-  if len(xs[0]) > 1:
-    return jax.lax.scan(f, carry, xs)
-  carry, y = f(carry, jax.tree.map(lambda x: x[0], xs))
-  return carry, jax.tree.map(lambda x: x[None], y)
+def _at_slots(slots: Slots, i: Array) -> Slots:
+  return Slots(*(_at(x, i) for x in slots))
 
 
-def _map(f: Callable, xs: tuple) -> Any:
-  return _scan(lambda carry, x: (carry, f(x)), None, xs)[1]
+def _put(x: Array, i: Array, block: Array) -> Array:
+  return lax.dynamic_update_index_in_dim(x, block, i, 0)
 
 
-def _blocks(segment: Int[Array, "L"], position: Int[Array, "L"]) -> tuple[Array, Array]:
-  """Segments and positions of the query blocks, [blocks q]."""
-  size = min(BLOCK, len(segment))
-  cut = lambda x: jnp.pad(x, (0, -len(x) % size), constant_values=-1).reshape(-1, size)  # noqa: E731
-  return cut(segment), cut(position)
+def _bias(queries: Slots, keys: Slots, every: Bool[Array, ""]) -> Float[Array, "Q S"]:
+  """0 where the query sees the key, else NOTHING; `every`: nothing is hidden.
+
+  A conditional's result is an array in memory. Without one XLA's CPU compiler makes the mask again for every head, in
+  each of the loops that read the scores: up to three times the time of the whole step.
+  """
+  shape = queries.segment.size, keys.segment.size
+  nothing = jnp.zeros_like(queries.segment, jnp.float32, shape)
+  sees = lambda: visible(*(x[None] for x in (*queries, *keys)))[0]  # noqa: E731
+  return lax.cond(every, lambda: nothing, lambda: jnp.where(sees(), nothing, NOTHING))
 
 
-def _scores(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
+def _scores(q: Float[Array, "K R D"], k: Float[Array, "K S D"], bias: Float[Array, "Q S"]) -> Float[Array, "K R S"]:
   """Of the keys that a query does not see: NOTHING."""
-  q, segment_q, position_q = queries
-  bias = jnp.where(visible(segment_q[None], position_q[None], segment[None], position[None]), 0.0, NOTHING)
   scores = jnp.matmul(q, k.mT, preferred_element_type=accumulator(k))
-  return (scores.reshape(len(k), -1, *bias.shape[1:]) + bias).reshape(scores.shape)
-
-
-def _weights(queries: tuple, k: Float[Array, "K L D"], segment: Array, position: Array) -> Float[Array, "K M L"]:
-  """Softmax over the keys that each query sees. Made again in the backward pass, its statistics too, which costs less
-  than to keep them."""
-  scores = _scores(queries, k, segment, position)
-  weights = jnp.exp(scores - scores.max(-1)[..., None])
-  return weights / weights.sum(-1)[..., None]
+  return (scores.reshape(len(k), -1, *bias.shape) + bias).reshape(scores.shape)

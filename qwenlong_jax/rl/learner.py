@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from qwenlong_jax.kernels import ring_attention
+from qwenlong_jax.kernels import grouped_matmul, ring_attention
 from qwenlong_jax.kernels.flash_attention import flash_attention
 from qwenlong_jax.kernels.token_stats import token_stats
 from qwenlong_jax.models.qwen3 import Qwen3
@@ -90,7 +90,7 @@ class Learner:
     self._specs = rules.specs(self._abstract_params, mesh)
     self._create = jax.jit(self._initial, out_shardings=rules.shardings(self.abstract_state(), mesh))
     tpu = mesh.devices.flat[0].platform == "tpu"
-    options = ring_attention.COMPILER_OPTIONS if tpu else None
+    options = ring_attention.COMPILER_OPTIONS | grouped_matmul.COMPILER_OPTIONS if tpu else None
     self._update = jax.jit(self._step, donate_argnums=0, compiler_options=options)
 
   def abstract_state(self) -> TrainState:

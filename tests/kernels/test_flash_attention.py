@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from oracle import error, interpreted, oracle, random_inputs, rows
+from oracle import error, interpreted, oracle, random_inputs, rows, sees
 
 from qwenlong_jax.kernels.flash_attention import (
   IMPLEMENTATIONS,
@@ -24,8 +24,8 @@ from qwenlong_jax.kernels.flash_attention import (
 
 B, L, H, K, D = 2, 37, 4, 2, 8
 MANY = 300  # slots: several blocks of a TPU kernel, the last of them ragged
-# (BLOCK, BAND, BANDS): bands of ragged blocks; bands longer than BAND, for they may be but three; all in one.
-BLOCKS = [(6, 16, 8), (8, 4, 3), (512, 512, 8)]
+# (block, SHORT, BAND): pairs of ragged blocks; a short row in bands and a long one in pairs; what is used on CPU.
+BLOCKS = [(6, 0, 160), (64, 64, 16), (xla.BLOCKS["default"], xla.SHORT, xla.BAND)]
 TILES = [  # queries, keys; keys at a time forward and backward, the same under the mask
   pallas_tpu.Tiles(128, 256, 256, 128, 128, 256, wide=False),
   pallas_tpu.Tiles(256, 256, 128, 256, 256, 128, wide=True),
@@ -53,7 +53,7 @@ def compiled(implementation, size):
   def patched(*args, lse_cotangent=None):
     with pytest.MonkeyPatch.context() as patch, interpreted():
       if implementation == "xla":
-        for name, value in zip(("BLOCK", "BAND", "BANDS"), size):
+        for name, value in zip(("BLOCKS", "SHORT", "BAND"), ({"default": size[0]}, *size[1:])):
           patch.setattr(xla, name, value)
       if implementation == "pallas_tpu":
         patch.setattr(pallas_tpu, "tiles_for", lambda *_: size)
@@ -180,19 +180,62 @@ def test_bfloat16_errs_by_its_rounding_only(run):
   assert {x.dtype for x in (out, *gradients)} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_memory_grows_with_the_length_not_with_its_square(monkeypatch):
-  monkeypatch.setattr(xla, "BLOCK", 64)
-  monkeypatch.setattr(xla, "BANDS", 4)
+def whole(q, k, v, segment, position):
+  return jax.vjp(lambda q, k, v: flash_attention(q, k, v, segment, position, implementation="xla"), q, k, v)[1](q)
+
+
+def shares(q, k, v, segment, position):
+  """Forward and backward of a device of the ring, each with keys of its own."""
+  slots = xla.Slots(segment, position)
+  out, lse = xla.forward(q, k, v, slots, slots)
+  return xla.backward(q, k, v, out, lse, lse, slots, slots)
+
+
+@pytest.mark.parametrize("run", [whole, shares])
+def test_memory_grows_with_the_length_not_with_its_square(run, monkeypatch):
+  monkeypatch.setattr(xla, "BLOCKS", {"default": 64})
 
   def temporary(length):
     shape = jax.ShapeDtypeStruct((1, length, 2, D), jnp.float32)
     slots = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    loss = lambda q, k, v, s, p: flash_attention(q, k, v, s, p, implementation="xla").sum()  # noqa: E731
-    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape, slots, slots).compile()
+    compiled = jax.jit(run).lower(shape, shape, shape, slots, slots).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert temporary(4096) < 2.5 * temporary(2048)
-  assert temporary(4096) < 4096 * 4096 * 4 / 4
+  assert temporary(8192) < 2.2 * temporary(4096)
+  assert temporary(8192) < 8192 * 8192 * 4 / 32
+
+
+PREFIX = np.repeat([0, 1, 2, 3], [64, 16, 16, 32]), np.concatenate([np.arange(64), 64 + counted(16, 16, 32)])
+DOCUMENTS = np.repeat([1, 2, 3, -1], [32, 16, 48, 32]), counted(32, 16, 48, 32)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_pairs_of_blocks_in_which_the_mask_shows_nothing_are_never_visited(size, monkeypatch):
+  """Every visit's query block, key block and whether it takes a mask, in both passes, of two rows of any shape."""
+  segment, position = (np.stack(pair) for pair in zip(PREFIX, DOCUMENTS))
+  visits, bias = [], xla._bias
+  # A block's slots say which it is: positions and segments of a row's blocks differ.
+  note = lambda *seen: visits.append(tuple(tuple(x.ravel().tolist()) for x in seen))  # noqa: E731
+
+  def watched(queries, keys, every):
+    jax.debug.callback(note, *queries, *keys, every, ordered=True)
+    return bias(queries, keys, every)
+
+  monkeypatch.setattr(xla, "_bias", watched)
+  monkeypatch.setattr(xla, "BLOCKS", {"default": size})
+  monkeypatch.setattr(xla, "SHORT", 0)
+  q, k, v, _ = random_inputs((2, 128, H, K, D))
+  attend = lambda *args: whole(*args)  # noqa: E731  (compiled anew for each size)
+  jax.block_until_ready(jax.jit(attend)(q, k, v, jnp.asarray(segment), jnp.asarray(position)))
+  jax.effects_barrier()
+  wanted = []
+  for row, place in zip(segment, position):
+    for i, j in np.ndindex(128 // size, 128 // size):
+      queries, keys = ([x[n * size : (n + 1) * size] for x in (row, place)] for n in (i, j))
+      mask = sees(*queries, *keys)
+      if mask.any():
+        wanted.append((*(tuple(x.tolist()) for x in (*queries, *keys)), (bool(mask.all()),)))
+  assert visits == 2 * wanted
 
 
 def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_ones():

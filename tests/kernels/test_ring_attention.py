@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 from oracle import error, interpreted, oracle, random_inputs, rows
 
-from qwenlong_jax.kernels.flash_attention import pallas_tpu
+from qwenlong_jax.kernels.flash_attention import pallas_tpu, xla
 from qwenlong_jax.kernels.flash_attention.blocks import Slots, live
 from qwenlong_jax.kernels.ring_attention import from_ring, ring_attention, ring_attention_with_lse, to_ring
 
@@ -24,8 +24,11 @@ FORWARD, GRADIENT = 1e-5, 1e-4
 
 
 @functools.cache
-def compiled(implementation, local, ring, block):
-  """(q, k, v, segment, position, cotangents) of the whole sequence -> (out, lse, gradients)."""
+def compiled(implementation, local, ring, block, size=3):
+  """(q, k, v, segment, position, cotangents) of the whole sequence -> (out, lse, gradients).
+
+  `block`: what is dealt; `size`: slots of a block of the local attention "xla", which are ragged then.
+  """
   mesh = jax.make_mesh((ring,), ("ring",), devices=jax.devices()[:ring], axis_types=(jax.sharding.AxisType.Auto,))
   attend = functools.partial(ring_attention_with_lse, axis="ring", implementation=implementation, local=local)
   # Interpret mode's own program does not say over which axes its arrays vary.
@@ -44,6 +47,7 @@ def compiled(implementation, local, ring, block):
   def patched(*args):
     with pytest.MonkeyPatch.context() as patch, interpreted():
       patch.setattr(pallas_tpu, "tiles_for", lambda *_: TILES)
+      patch.setattr(xla, "BLOCKS", {"default": size})
       return jax.block_until_ready(run(*args))
 
   return patched
@@ -75,7 +79,7 @@ def test_float64_stays_float64(implementation):
   segment, position = np.ones((1, 64), int), np.arange(64)[None]
   with jax.enable_x64(True):
     q, k, v, cotangent = random_inputs((1, 64, H, K, D), dtype=jnp.float64)
-    run = compiled(implementation, "xla", 2, 4)
+    run = compiled(implementation, "xla", 2, 4, size=64)  # one pair, which is no loop
     out, _, gradients = run(q, k, v, jnp.asarray(segment), jnp.asarray(position), cotangent, 0 * cotangent[..., 0])
     wanted, _, wanted_gradients = oracle(q, k, v, segment, position, cotangent)
     assert max(error(*pair) for pair in zip((out, *gradients), (wanted, *wanted_gradients))) < 1e-14

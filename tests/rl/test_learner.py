@@ -171,8 +171,8 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_devices(
 ):
   """Nor on the ring that holds the slots of a row, nor on what is kept for the backward pass, nor on the kernels' own
   cuts, of queries and of tokens, within each device."""
-  monkeypatch.setattr(attention_blocks, "BLOCK", 4)
-  monkeypatch.setattr(attention_blocks, "BAND", 8)
+  monkeypatch.setattr(attention_blocks, "BLOCKS", {"default": 4})
+  monkeypatch.setattr(attention_blocks, "SHORT", 0)
   monkeypatch.setattr(token_chunks, "CHUNK_BYTES", 5 * 37 * 4)
   one = learner(KIND, devices, micro_rows, ring=ring, remat=remat)
   close(gradient(one, params(KIND), batch), whole, 1e-5)
