@@ -55,6 +55,12 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(abstract, mesh))
 
 
+def uncut(spec: PartitionSpec, mesh: Mesh) -> tuple[str, ...]:
+  """The mesh axes by which `spec` cuts nothing."""
+  used = [axis for axes in spec for axis in _names(axes)]
+  return tuple(axis for axis in mesh.axis_names if axis not in used)
+
+
 def gather(weights: PyTree, specs: PyTree) -> PyTree:
   """Inside shard_map: parameters whole on every device, from the parts that the devices hold by `specs`.
 
@@ -65,11 +71,15 @@ def gather(weights: PyTree, specs: PyTree) -> PyTree:
   def whole(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     for dimension, axes in enumerate(spec):
       # One axis after the other: the TPU compiler makes a slow all-reduce of a gather over several.
-      for axis in reversed((axes,) if isinstance(axes, str) else axes or ()):
+      for axis in reversed(_names(axes)):
         x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
     return x
 
   return jax.tree.map(whole, weights, specs)
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

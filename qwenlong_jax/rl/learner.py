@@ -163,12 +163,12 @@ class Learner:
 
   def _gradient(self, params: PyTree, batch: TrainBatch) -> tuple[PyTree, Float[Array, "4"], Float[Array, "N L"]]:
     axes = self.mesh.axis_names
-    vary = partial(jax.lax.pcast, axis_name=axes, to="varying")
+    vary = partial(jax.lax.pcast, to="varying")
 
     def local(params: PyTree, batch: TrainBatch) -> tuple[PyTree, Array, Array]:
-      # Parameters that are whole, made varying, keep their gradient on this device until one sum over all, after the
-      # last micro-batch. Of those that are cut, each micro-batch's gradient is summed where they are gathered.
-      params = jax.tree.map(lambda x, spec: x if any(spec) else vary(x), params, self._specs)
+      # Over axes by which a parameter is cut its gradient is summed where it is gathered; over the others, made varying,
+      # it stays on this device until one sum over all, after the last micro-batch.
+      params = jax.tree.map(lambda x, spec: vary(x, rules.uncut(spec, self.mesh)), params, self._specs)
 
       rows = batch.tokens.shape[0]
       size = self.micro_rows or rows
@@ -185,9 +185,9 @@ class Learner:
         (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
         return jax.tree.map(jnp.add, total, (grads, sums)), logprobs.at[chosen].set(logprob)
 
-      zeros = (jax.tree.map(jnp.zeros_like, params), vary(jnp.zeros(4)))
-      (grads, sums), logprobs = jax.lax.fori_loop(0, steps, accumulate, (zeros, vary(jnp.zeros(batch.weight.shape))))
-      grads = jax.tree.map(lambda x, spec: x if any(spec) else jax.lax.psum(x, axes), grads, self._specs)
+      zeros = (jax.tree.map(jnp.zeros_like, params), vary(jnp.zeros(4), axes))
+      (grads, sums), logprobs = jax.lax.fori_loop(0, steps, accumulate, (zeros, vary(jnp.zeros(batch.weight.shape), axes)))
+      grads = jax.tree.map(lambda x, spec: jax.lax.psum(x, rules.uncut(spec, self.mesh)), grads, self._specs)
       return grads, jax.lax.psum(sums, axes), logprobs
 
     batch, length = self._dealt(batch), batch.tokens.shape[1]
