@@ -109,7 +109,10 @@ def temporary(name: str, contender: str) -> int:
   device = mock.patch("jax.extend.backend.get_default_device", lambda: mesh.devices.flat[0])
   with jax.set_mesh(mesh), device:
     lowered = jax.jit(with_gradients(CONTENDERS[contender])).lower(*operands)
-  return lowered.compile().memory_analysis().temp_size_in_bytes
+  memory = lowered.compile().memory_analysis()
+  if memory is None:
+    raise RuntimeError(f"the compiler for {name} does not say how much memory its program needs")
+  return memory.temp_size_in_bytes
 
 
 if __name__ == "__main__":
