@@ -1,6 +1,7 @@
 """token_stats beside materialised logits and tokamax' linear softmax cross-entropy: time, or a TPU program's memory.
 
-Width 2,048, vocabulary 151,936, bfloat16. tokamax sums the log-probabilities to one number and knows no entropy.
+Width 2,048, vocabulary 151,936, bfloat16. tokamax sums the log-probabilities to one number and knows no entropy and no
+temperature.
 """
 
 import importlib.util
@@ -85,20 +86,20 @@ def times(lengths: Sequence[int]) -> None:
 
 
 def memories(chips: Sequence[str]) -> None:
-  """Prints the megabytes beside arguments and results that the program with gradients needs on each chip, as its
-  compiler says; needs libtpu, no TPU."""
-  print(f"{'chip':5} {'implementation':24} {'MB':>8}   ({TOKENS} tokens)")
+  """Prints the megabytes that the program with gradients needs on each chip beside its arguments, as its compiler says:
+  while it runs, and for its results (tokamax' gradients are float32). Needs libtpu, no TPU."""
+  print(f"{'chip':5} {'implementation':24} {'temporary':>9} {'results':>8} MB   ({TOKENS} tokens)")
   for name in chips:
     for contender in CONTENDERS:
       # The compiler reads the environment when it is loaded: a process for each.
       command = [sys.executable, "-m", __name__, name, contender]
       done = subprocess.run(command, env=os.environ | schedule.ENVIRONMENT, capture_output=True, text=True)
       said = done.stdout.splitlines() or [line for line in done.stderr.splitlines() if "Error" in line] or ["failed"]
-      print(f"{name:5} {contender:24} {said[-1][:120]:>8}", flush=True)
+      print(f"{name:5} {contender:24} {said[-1][:120]}", flush=True)
 
 
-def temporary(name: str, contender: str) -> int:
-  """Bytes beside arguments and results of the program with gradients, compiled for one core of the chip `name`."""
+def needed(name: str, contender: str) -> tuple[int, int]:
+  """(temporary, results) in bytes of the program with gradients, compiled for one core of the chip `name`."""
   topology = topologies.get_topology_desc(platform="tpu", topology_name=schedule.CHIPS[name].topology)
   mesh = Mesh(topology.devices[:1], ("one",))
   shape = lambda *sizes, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(  # noqa: E731
@@ -109,8 +110,12 @@ def temporary(name: str, contender: str) -> int:
   device = mock.patch("jax.extend.backend.get_default_device", lambda: mesh.devices.flat[0])
   with jax.set_mesh(mesh), device:
     lowered = jax.jit(with_gradients(CONTENDERS[contender])).lower(*operands)
-  return lowered.compile().memory_analysis().temp_size_in_bytes
+  memory = lowered.compile().memory_analysis()
+  if memory is None:
+    raise RuntimeError(f"the compiler for {name} does not say how much memory its program needs")
+  return memory.temp_size_in_bytes, memory.output_size_in_bytes
 
 
 if __name__ == "__main__":
-  print(f"{temporary(sys.argv[1], sys.argv[2]) / 1e6:.1f}")
+  temporary, results = needed(sys.argv[1], sys.argv[2])
+  print(f"{temporary / 1e6:9.1f} {results / 1e6:8.1f}")

@@ -25,9 +25,9 @@ class Part(NamedTuple):
 def merged(one: Part, other: Part, temperature: Float[Array, ""]) -> Part:
   """Two parts together."""
   highest = jnp.maximum(one.highest, other.highest)
-  parts = [_raised(part, highest, temperature) for part in (one, other)]
-  excess = jnp.logaddexp(*(part.excess for part in parts))
-  return Part(highest, excess, sum(_contribution(part, excess) for part in parts))
+  one, other = (_raised(part, highest, temperature) for part in (one, other))
+  excess = jnp.logaddexp(one.excess, other.excess)
+  return Part(highest, excess, _contribution(one, excess) + _contribution(other, excess))
 
 
 def across(part: Part, temperature: Float[Array, ""], axis: str) -> Part:

@@ -74,7 +74,7 @@ def test_with_more_tokens_only_the_gradient_of_the_hidden_states_grows(name, tok
 
 @slow
 @pytest.mark.parametrize("name", ["v5p", "v6e"])
-def test_a_vocabulary_over_four_devices_needs_no_more(name):
-  """Nor where the mask of a padded vocabulary reads the columns once more."""
-  assert temporary(name, 8192, 2, devices=4) <= 100e6
-  assert temporary(name, 8192, 2, devices=4, vocabulary=151669) <= 120e6
+@pytest.mark.parametrize("vocabulary", [None, 151669])
+def test_a_vocabulary_over_four_devices_adds_the_sum_of_the_hidden_states_gradients(name, vocabulary):
+  """Its 34 MB in bfloat16, before they are summed. A device's 37,984 columns are no multiple of the TPU's 128."""
+  assert temporary(name, 8192, 2, devices=4, vocabulary=vocabulary) <= 135e6
