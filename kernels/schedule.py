@@ -54,6 +54,7 @@ DELAY = 4  # bundles after a branch that still run
 BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?\s*:\s*[> ]*\{?")
 PRODUCT = re.compile(r"vmatmul\.(?:mubr\.)?(bf16|f32|f8\w*)([\w.\[\]]*)")
 BRANCH = re.compile(r"sbr\.(?:rel|abs)(?: \([^)]*\))? target = \$region(\d+)")
+KERNEL = re.compile(r"\s*%(\w+?)[.\d]* = .*custom_call_target=\"tpu_custom_call\"")
 REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 
 
@@ -149,7 +150,7 @@ def transfers(hlo: str) -> list[Transfer]:
       start = re.match(r"\s*%(\S+) = \((\S+?)\{.* collective-permute-start\(.*/ppermute\"", line)
       if start:
         end = next(i for i, one in enumerate(lines) if f"collective-permute-done(%{start[1]})" in one)
-        kernels = (re.match(r"\s*%(\w+?)[.\d]* = .*custom_call_target=\"tpu_custom_call\"", x) for x in lines[index:end])
+        kernels = (KERNEL.match(x) for x in lines[index:end])
         found.append(Transfer(name, start[2], tuple(kernel[1] for kernel in kernels if kernel)))
       elif re.search(r" collective-permute\(.*/ppermute\"", line):
         found.append(Transfer(name, line.split(" = ")[1].split("{")[0], ()))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from qwenlong_jax.kernels import chip, schedule
+from qwenlong_jax.kernels import schedule
 from qwenlong_jax.kernels.flash_attention import flash_attention, pallas_tpu
 from qwenlong_jax.kernels.schedule import Case
 from qwenlong_jax.kernels.timing import backend, median
@@ -113,7 +113,8 @@ class Timing:
 def times(lengths: Sequence[int]) -> None:
   """Prints milliseconds and TFLOP/s of forward and of forward with backward on the device at hand."""
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-  print(f"{'length':>7} {'mask':7} {'implementation':24} {'forward ms':>11} {'TFLOP/s':>8} {'both ms':>11} {'TFLOP/s':>8}")
+  heads = "".join(f" {part + ' ms':>11} {'TFLOP/s':>8}" for part in ("forward", "both"))
+  print(f"{'length':>7} {'mask':7} {'implementation':24}{heads}")
   for one in measure(lengths):
     cells = "".join(
       f" {seconds * 1e3:11.2f} {rate / 1e12:8.3g}" for seconds, rate in zip((one.forward, one.both), one.rates())

@@ -45,14 +45,17 @@ def ring_attention(
   """`flash_attention` of this device's queries to the keys of all devices of the mesh axis `axis`.
 
   `block`: the slots were dealt in blocks of so many (`to_ring`): no tile of keys is longer, since what it then spans
-  would have to be computed. `implementation`: "ring" or "gather"; None gathers up to 65,536 slots in all, and goes round above.
+  would have to be computed.
+  `implementation`: "ring" or "gather"; None gathers up to 65,536 slots in all, and goes round above.
   Operands must vary over the same mesh axes: heads may be cut over another axis, q's and k's together.
   `local`: which of flash_attention's implementations computes on a device; None takes the backend's.
 
   Raises:
     ValueError: shapes or types disagree, an unknown name, or `axis` is not one of the surrounding shard_map's.
   """
-  return ring_attention_with_lse(q, k, v, segment, position, axis=axis, block=block, implementation=implementation, local=local)[0]
+  return ring_attention_with_lse(
+    q, k, v, segment, position, axis=axis, block=block, implementation=implementation, local=local
+  )[0]
 
 
 def ring_attention_with_lse(

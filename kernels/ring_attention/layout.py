@@ -3,7 +3,6 @@
 import jax
 from jaxtyping import Shaped
 
-
 BLOCK = 512  # slots; smaller blocks are no better balanced, larger ones leave more padding in the last round
 
 

@@ -65,12 +65,12 @@ def with_gradients(function: Callable) -> Callable:
 def times(lengths: Sequence[int]) -> None:
   """Prints milliseconds and TFLOP/s (of 1 and of 3 products) of forward and of forward with backward, on the device at
   hand. What does not fit says so."""
-  backend = "tpu" if chip.tpu() else jax.default_backend()
-  width, vocabulary = SMALL if backend == "cpu" else (WIDTH, VOCABULARY)
-  dtype = jnp.float32 if backend == "cpu" else jnp.bfloat16
+  small = backend() == "cpu"
+  width, vocabulary = SMALL if small else (WIDTH, VOCABULARY)
+  dtype = jnp.float32 if small else jnp.bfloat16
   print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {width} x {vocabulary}, {jnp.dtype(dtype).name}")
   print(f"{'tokens':>7} {'implementation':24} {'forward ms':>11} {'TFLOP/s':>8} {'both ms':>11} {'TFLOP/s':>8}")
-  for tokens in lengths or LENGTHS[backend]:
+  for tokens in lengths or LENGTHS[backend()]:
     keys = jax.random.split(jax.random.key(0), 3)
     hidden, head = (jax.random.normal(k, s, dtype) for k, s in zip(keys, ((tokens, width), (width, vocabulary))))
     operands = hidden, head * width**-0.5, jax.random.randint(keys[2], (tokens,), 0, vocabulary)

@@ -30,7 +30,7 @@ UNROLLED = 4
 Cache = tuple[Array, Array]
 # q [T H A], k [T K A], v [T K A] -> [T H*A]
 Attend = Callable[[Array, Array, Array], Array]
-# Parameters as this device holds them, and their path in the model -> whole: `parallelism.rules.gather`, or nothing to do.
+# Parameters as this device holds them, and their path in the model -> whole (`parallelism.rules.gather`, or `held`).
 Fetch = Callable[..., PyTree]
 
 
@@ -224,6 +224,7 @@ class Qwen3(nnx.Module):
       if self.remat:
         keep = jax.checkpoint_policies.save_only_these_names(RESULTS)
         layer = jax.checkpoint(layer, policy=keep, prevent_cse=short)
+      kv: tuple[Array, Array]
       x, kv = jax.lax.scan(layer, x, (weights, cache), unroll=short)
       kvs.append(kv)
     x = rms_norm(x, fetch(self.norm[...], "norm"), config.rms_norm_eps)

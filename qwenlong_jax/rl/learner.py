@@ -166,8 +166,8 @@ class Learner:
     vary = partial(jax.lax.pcast, to="varying")
 
     def local(params: PyTree, batch: TrainBatch) -> tuple[PyTree, Array, Array]:
-      # Over axes by which a parameter is cut its gradient is summed where it is gathered; over the others, made varying,
-      # it stays on this device until one sum over all, after the last micro-batch.
+      # Over axes by which a parameter is cut its gradient is summed where it is gathered; over the others, made
+      # varying, it stays on this device until one sum over all, after the last micro-batch.
       params = jax.tree.map(lambda x, spec: vary(x, rules.uncut(spec, self.mesh)), params, self._specs)
 
       rows = batch.tokens.shape[0]
@@ -185,8 +185,9 @@ class Learner:
         (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
         return jax.tree.map(jnp.add, total, (grads, sums)), logprobs.at[chosen].set(logprob)
 
-      zeros = (jax.tree.map(jnp.zeros_like, params), vary(jnp.zeros(4), axes))
-      (grads, sums), logprobs = jax.lax.fori_loop(0, steps, accumulate, (zeros, vary(jnp.zeros(batch.weight.shape), axes)))
+      sums, logprobs = (vary(jnp.zeros(shape), axes) for shape in (4, batch.weight.shape))
+      zeros = (jax.tree.map(jnp.zeros_like, params), sums)
+      (grads, sums), logprobs = jax.lax.fori_loop(0, steps, accumulate, (zeros, logprobs))
       grads = jax.tree.map(lambda x, spec: jax.lax.psum(x, rules.uncut(spec, self.mesh)), grads, self._specs)
       return grads, jax.lax.psum(sums, axes), logprobs
 

@@ -7,7 +7,8 @@ from qwenlong_jax.parallelism.mesh import make_mesh, neighbours
 
 
 @pytest.mark.parametrize(
-  "data, ring, shape", [(-1, 1, (8, 1)), (8, 1, (8, 1)), (3, 1, (3, 1)), (-1, 4, (2, 4)), (1, 8, (1, 8)), (2, 3, (2, 3))]
+  "data, ring, shape",
+  [(-1, 1, (8, 1)), (8, 1, (8, 1)), (3, 1, (3, 1)), (-1, 4, (2, 4)), (1, 8, (1, 8)), (2, 3, (2, 3))],
 )
 def test_rows_and_their_slots_have_an_axis_each(data, ring, shape):
   mesh = make_mesh(data, ring)
@@ -17,14 +18,14 @@ def test_rows_and_their_slots_have_an_axis_each(data, ring, shape):
 
 @pytest.mark.parametrize("data, ring, most", [(0, 1, 8), (-2, 1, 8), (9, 1, 8), (3, 4, 2)])
 def test_more_devices_than_there_are_or_none_are_refused(data, ring, most):
-  message = rf"mesh.data={data} times mesh.ring={ring} but there are 8 devices; set mesh.data to at most {most}, or to -1"
+  message = rf"mesh.data={data} times mesh.ring={ring} but there are 8 devices; set mesh.data to at most {most}, or"
   with pytest.raises(ValueError, match=message):
     make_mesh(data, ring)
 
 
 @pytest.mark.parametrize("ring", [0, 3])
 def test_a_ring_that_does_not_divide_the_devices_is_refused(ring):
-  with pytest.raises(ValueError, match=rf"mesh.ring={ring} must be at least 1 and divide the 8 devices, or set mesh.data"):
+  with pytest.raises(ValueError, match=rf"mesh.ring={ring} must be at least 1 and divide the 8 devices"):
     make_mesh(ring=ring)
 
 
