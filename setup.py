@@ -45,9 +45,11 @@ setup(
   extras_require={
     "test": [
       "hypothesis>=6.100",
+      "ipykernel>=6.29",
       "import-linter>=2.1",
       "libtpu",
       "mypy>=1.14",
+      "nbclient>=0.10",
       "pytest>=8.3",
       "pytest-xdist>=3.6",
       "ruff>=0.9",

@@ -1,8 +1,9 @@
 """The operations beside their peers, on whatever machine this is.
 
-  python -m qwenlong_jax.kernels.benchmark                 # time and FLOP/s on the accelerator (or CPU) at hand
-  python -m qwenlong_jax.kernels.benchmark --schedule      # the TPU compiler's schedule; needs libtpu, no TPU
-  python -m qwenlong_jax.kernels.benchmark --schedule --chip=v6e
+  python -m qwenlong_jax.kernels.benchmark                         # times on the accelerator (or CPU) at hand
+  python -m qwenlong_jax.kernels.benchmark --operation=token_stats --length=8192
+  python -m qwenlong_jax.kernels.benchmark --schedule --chip=v6e   # the TPU compiler's schedule; needs libtpu, no TPU
+  python -m qwenlong_jax.kernels.benchmark --memory                # the memory of what it compiles, likewise
 
 tokamax, a peer, is not installed with the project: pip install tokamax
 """
@@ -10,18 +11,31 @@ tokamax, a peer, is not installed with the project: pip install tokamax
 from absl import app, flags
 
 from qwenlong_jax.kernels.flash_attention import benchmark as flash_attention
+from qwenlong_jax.kernels.grouped_matmul import benchmark as grouped_matmul
+from qwenlong_jax.kernels.prefix_decode import benchmark as prefix_decode
 from qwenlong_jax.kernels.schedule import CHIPS
+from qwenlong_jax.kernels.token_stats import benchmark as token_stats
 
+OPERATIONS = {
+  "flash_attention": flash_attention,
+  "prefix_decode": prefix_decode,
+  "token_stats": token_stats,
+  "grouped_matmul": grouped_matmul,
+}
+OPERATION = flags.DEFINE_multi_enum("operation", [*OPERATIONS], [*OPERATIONS], "which to measure")
 SCHEDULE = flags.DEFINE_bool("schedule", False, "print the compiler's schedule instead of times")
+MEMORY = flags.DEFINE_bool("memory", False, "print the memory that compiled programs need instead of times")
 CHIP = flags.DEFINE_multi_enum("chip", [*CHIPS], [*CHIPS], "chips to compile for")
-LENGTH = flags.DEFINE_multi_integer("length", [], "lengths to time; default: what the backend bears")
+LENGTH = flags.DEFINE_multi_integer("length", [], "slots, tokens or rows to time; default: what the backend bears")
 
 
 def main(_: list[str]) -> None:
-  if SCHEDULE.value:
-    flash_attention.schedules(CHIP.value)
-  else:
-    flash_attention.times(LENGTH.value)
+  for name in OPERATION.value:
+    module = OPERATIONS[name]
+    asked = "schedules" if SCHEDULE.value else "memories" if MEMORY.value else "times"
+    if program := getattr(module, asked, None):
+      print(f"\n{name}")
+      program(LENGTH.value if asked == "times" else CHIP.value)
 
 
 if __name__ == "__main__":

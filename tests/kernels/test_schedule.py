@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from qwenlong_jax.kernels import schedule
-from qwenlong_jax.kernels.schedule import Body, Chip
+from qwenlong_jax.kernels.schedule import Body, Chip, Transfer
 
 CHIP = Chip("none", bfloat16=4, float32=2, peak=100)
 
@@ -52,6 +52,34 @@ def test_a_file_without_products_is_refused(tmp_path):
   path.write_text(bundles("Start region 1", "sbr.rel target = $region1", *WAIT))
   with pytest.raises(ValueError, match=r"x-final_bundles.txt: no loop with matrix products"):
     schedule.read(path, CHIP)
+
+
+HLO = """
+%loop (x: f32[4]) -> f32[4] {
+  %collective-permute-start.1 = (bf16[4]{0}, bf16[4]{0}, u32[]) collective-permute-start(%x), metadata={op_name="while/ppermute"}
+  %collective-permute-start.2 = (f32[2]{0}, f32[2]{0}, u32[]) collective-permute-start(%y), metadata={op_name="while/ppermute"}
+  %collective-permute-done.2 = f32[2]{0} collective-permute-done(%collective-permute-start.2)
+  %kernel.7 = f32[4]{0} custom-call(%y), custom_call_target="tpu_custom_call"
+  %collective-permute-done.1 = bf16[4]{0} collective-permute-done(%collective-permute-start.1)
+  %kernel.8 = f32[4]{0} custom-call(%y), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %collective-permute-start.3 = (f32[8]{0}, f32[8]{0}, u32[]) collective-permute-start(%x), metadata={op_name="psum"}
+  %collective-permute-done.3 = f32[8]{0} collective-permute-done(%collective-permute-start.3)
+  ROOT %collective-permute.4 = f32[3]{0} collective-permute(%x), metadata={op_name="main/ppermute"}
+}
+"""  # noqa: E501
+
+
+def test_a_transfer_is_hidden_by_the_kernels_between_its_start_and_its_end():
+  """The first is, by one of two kernels; the second ends before they run; the third is not the ring's; the last can't
+  be, since it is one instruction."""
+  assert schedule.transfers(HLO) == [
+    Transfer("loop", "bf16[4]", ("kernel",)),
+    Transfer("loop", "f32[2]", ()),
+    Transfer("ENTRY", "f32[3]", ()),
+  ]
 
 
 needs_libtpu = pytest.mark.skipif(
