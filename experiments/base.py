@@ -12,7 +12,8 @@ def get_config() -> ConfigDict:
   c.seed = 0  # of parameters, data order and sampling; all numbers follow from it
 
   c.mesh = ConfigDict()
-  c.mesh.data = -1  # devices that share each batch; -1: all there are
+  c.mesh.data = -1  # devices (or rings of them) over which the rows of a batch are cut; -1: all there are
+  c.mesh.ring = 1  # devices over which the slots of a row are cut, in training; more than 1 for rows beyond some 16K
 
   c.model = ConfigDict()
   c.model.preset = "tiny"  # a name of qwenlong_jax.models.presets; not used with a checkpoint

@@ -57,7 +57,8 @@ def workshop(config: ConfigDict, workdir: Path) -> Workshop:
     if config.model.preset not in PRESETS:
       raise ValueError(f"model.preset={config.model.preset!r} is not one of {sorted(PRESETS)}")
     model = dataclasses.replace(PRESETS[config.model.preset], vocab_size=text.vocab_size)
-  return Workshop(config=config, workdir=workdir, tokenizer=text, model=model, mesh=make_mesh(config.mesh.data))
+  mesh = make_mesh(config.mesh.data, config.mesh.ring)
+  return Workshop(config=config, workdir=workdir, tokenizer=text, model=model, mesh=mesh)
 
 
 def get_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:

@@ -5,9 +5,11 @@ import json
 import signal
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import small
 
+from qwenlong_jax import rewards
 from qwenlong_jax.stages import evaluate, recipe, reinforce, warmstart
 
 
@@ -68,3 +70,20 @@ def test_a_run_may_end_with_a_stage_and_go_on_later(calls, tmp_path):
   assert calls[0] == "evaluate 01-warmstart at 6" and calls[1] == "one 6+4"
   rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in rows] == list(range(14))
+
+
+def test_rows_over_a_ring_train_as_on_one_device(tmp_path, monkeypatch):
+  """A warm start, and a step that samples on the same mesh and learns what it sampled."""
+  monkeypatch.setattr(rewards, "score", small.coin)
+  rows = {}
+  for ring in (1, 4):
+    config = small.get_config()
+    config.mesh.ring = ring
+    config.model.remat = True
+    config.warmstart.steps, config.stages.one.steps, config.stages.two.steps = 3, 1, 0
+    recipe.run(config.lock(), tmp_path / str(ring))
+    rows[ring] = [json.loads(line) for line in (tmp_path / str(ring) / "metrics.jsonl").read_text().splitlines()]
+  alone, together = ([row["nll"] for row in rows[ring] if row["stage"] == "warmstart"] for ring in (1, 4))
+  np.testing.assert_allclose(together, alone, rtol=1e-4)
+  (step,) = (row for row in rows[4] if row["stage"] == "one")
+  assert step["gap_max"] < 1e-4

@@ -77,7 +77,7 @@ def test_other_names_that_do_not_exist_are_refused(tmp_path):
     recipe.run(changed(model={"preset": "huge"}), tmp_path / "a")
   with pytest.raises(FileNotFoundError, match="no-such-folder"):
     recipe.run(changed(model={"checkpoint": "no-such-folder"}), tmp_path / "b")
-  with pytest.raises(ValueError, match=r"mesh.data=99 but there are 8 devices"):
+  with pytest.raises(ValueError, match=r"mesh.data=99 times mesh.ring=1 but there are 8 devices"):
     recipe.run(changed(mesh={"data": 99}), tmp_path / "c")
 
 
