@@ -41,8 +41,7 @@ def route(
   """(weight of every expert, 0 where it is not chosen; the chosen experts) of each token; softmax in float32."""
   probs = jax.nn.softmax((x @ router.astype(x.dtype)).astype(accumulator(x)))
   _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs), chosen)
-  # One choice after another: [T K E] floats would be half a gigabyte at 131,072 tokens.
-  weights = probs * sum(jax.nn.one_hot(experts[:, k], probs.shape[1], dtype=probs.dtype) for k in range(chosen))
+  weights = probs * jax.nn.one_hot(experts, probs.shape[1]).sum(1)
   if renormalise:
     weights = weights / weights.sum(1, keepdims=True)
   return weights.astype(x.dtype), experts
@@ -72,7 +71,12 @@ def chosen_experts(
   down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
   """Rows sorted by expert, then one grouped matmul per projection: the arithmetic of the chosen experts only."""
-  return _apply(x, jnp.take_along_axis(weights, experts, axis=1), experts, gate, up, down)
+  return _apply(x, _of_chosen(weights, experts), experts, gate, up, down)
+
+
+def _of_chosen(weights: Array, experts: Array) -> Array:
+  """[T K] of [T E], as sums: a gather's transpose would be a scatter."""
+  return (weights[:, None] * jax.nn.one_hot(experts, weights.shape[1], dtype=weights.dtype)).sum(2)
 
 
 def _apply(x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array) -> Array:
@@ -115,7 +119,7 @@ def expert_parallel(
       f"{gate.shape[0]} experts on each of the {ring} devices of {axis=} are not the {weights.shape[1]} of weights; "
       f"cut gate, up and down over {axis!r}, which must divide the number of experts"
     )
-  return _round_the_ring(axis, x, jnp.take_along_axis(weights, experts, axis=1), experts, gate, up, down)
+  return _round_the_ring(axis, x, _of_chosen(weights, experts), experts, gate, up, down)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
