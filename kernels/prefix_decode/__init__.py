@@ -1,40 +1,108 @@
 """One decode step of G branches over one shared prefix: the prefix keys and values are read once for all branches.
 
-Letters: P prompts, G branches of each, H query heads, K key-value heads, D head dimension, S prefix and R suffix slots.
+Letters: N layers, P prompts, G branches of each, H query heads, K key-value heads, D head dimension, S prefix and R
+suffix slots.
+
+The caches of all layers come whole, with the index of the layer to read: a slice of them, handed to a kernel, would be
+a copy of that layer's cache in every step.
 """
 
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
-from qwenlong_jax.kernels.prefix_decode import reference, xla
+from qwenlong_jax.kernels.prefix_decode import pallas_tpu, reference, xla
 
-IMPLEMENTATIONS = {"reference": reference.prefix_decode, "xla": xla.prefix_decode}
+IMPLEMENTATIONS: dict[str, Callable] = {
+  "reference": reference.prefix_decode,
+  "xla": xla.prefix_decode,
+  "pallas_tpu": pallas_tpu.prefix_decode,
+}
 
 
 def prefix_decode(
   q: Float[Array, "P G H D"],
   k: Float[Array, "P G K D"],
   v: Float[Array, "P G K D"],
-  prefix: tuple[Float[Array, "P K S D"], Float[Array, "P K S D"]],
+  prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
   prefix_length: Int[Array, "P"],
-  suffix: tuple[Float[Array, "P G K R D"], Float[Array, "P G K R D"]],
+  suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
+  layer: Int[Array, ""],
   *,
+  axis: str | None = None,
   implementation: str | None = None,
 ) -> Float[Array, "P G H D"]:
-  """Attention of each branch's new token (q, k, v) to its prefix, its own suffix, and itself.
+  """Attention of each branch's new token (q, k, v) to its prefix, its own suffix, and itself, scaled by D**-0.5.
 
-  The new k and v are not written: the caller writes all layers' at once, so that the cache is never copied.
+  Of the caches the first `prefix_length` and `suffix_length` slots of `layer` count; what stands in the others may be
+  anything. The new k and v are not written: the caller writes all layers' at once, so that the cache is never copied.
+
+  `axis`: inside `shard_map`, the slots are cut over this mesh axis, any slot on any device, but each on one only. The
+  lengths are those of this device's slots; q, k and v are the same on every device of the axis, and so is the result.
 
   Raises:
-    ValueError: the shapes disagree.
+    ValueError: shapes or types disagree or are not supported, `axis` is not one of the surrounding shard_map's, or
+      `implementation` is unknown.
   """
-  p, g, h, _ = q.shape
-  if h % k.shape[2] or k.shape != v.shape or k.shape[:2] != (p, g):
-    raise ValueError(f"{q.shape=}, {k.shape=}, {v.shape=}; wanted [P G H D], [P G K D], [P G K D] with K dividing H")
-  if prefix[0].shape[:2] != (p, k.shape[2]) or suffix[0].shape[:3] != k.shape[:3]:
+  return prefix_decode_with_lse(
+    q, k, v, prefix, prefix_length, suffix, suffix_length, layer, axis=axis, implementation=implementation
+  )[0]
+
+
+def prefix_decode_with_lse(
+  q: Float[Array, "P G H D"],
+  k: Float[Array, "P G K D"],
+  v: Float[Array, "P G K D"],
+  prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
+  prefix_length: Int[Array, "P"],
+  suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
+  suffix_length: Int[Array, "P G"],
+  layer: Int[Array, ""],
+  *,
+  axis: str | None = None,
+  implementation: str | None = None,
+) -> tuple[Float[Array, "P G H D"], Float[Array, "P G H"]]:
+  """(out, log-sum-exp of the scores in nats, float32) as `prefix_decode`; the new token is among the scores."""
+  _check_shapes(q, k, v, prefix, prefix_length, suffix, suffix_length, layer)
+  floating = [q, k, v, *prefix, *suffix]
+  if len({x.dtype for x in floating}) > 1 or not jnp.issubdtype(q.dtype, jnp.floating):
+    given = ", ".join(str(x.dtype) for x in floating)
+    raise ValueError(f"types of q, k, v, prefix and suffix are {given}; cast them to one floating type")
+  integers = prefix_length, suffix_length, layer
+  if not all(jnp.issubdtype(x.dtype, jnp.signedinteger) for x in integers):
+    raise ValueError(f"{prefix_length.dtype=}, {suffix_length.dtype=}, {layer.dtype=} must be signed integers")
+  if axis is not None:
+    try:
+      jax.lax.axis_size(axis)
+    except NameError as error:
+      raise ValueError(f"{axis=} is no mesh axis here; call prefix_decode inside a shard_map that has it") from error
+  run = choose(implementation, IMPLEMENTATIONS, {"default": "xla", "tpu": "pallas_tpu"})
+  prefix_length, suffix_length, layer = (x.astype(jnp.int32) for x in integers)
+  return run(q, k, v, prefix, prefix_length, suffix, suffix_length, layer, axis)
+
+
+def _check_shapes(
+  q: Array, k: Array, v: Array, prefix: tuple, prefix_length: Array, suffix: tuple, suffix_length: Array, layer: Array
+) -> None:
+  if q.ndim != 4 or k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3:] != q.shape[3:]:
+    raise ValueError(f"{q.shape=}, {k.shape=}, {v.shape=}; wanted [P G H D], [P G K D], [P G K D]")
+  (p, g, h, d), heads = q.shape, k.shape[2]
+  layers, s, r = (*prefix[0].shape[:1], *prefix[0].shape[3:4], *suffix[0].shape[4:5], *(0,) * 3)[:3]
+  if 0 in (p, g, h, d, heads, layers, s, r) or h % heads:
     raise ValueError(
-      f"prefix {prefix[0].shape}, suffix {suffix[0].shape}; wanted [P K S D], [P G K R D] for {k.shape=}"
+      f"{q.shape=}, {k.shape=}, prefix {prefix[0].shape}, suffix {suffix[0].shape}: every size must be at least 1, and "
+      f"{h} query heads a multiple of {heads} key-value heads; a cache without tokens has a slot and length 0"
     )
-  run = choose(implementation, IMPLEMENTATIONS, {"default": "xla"})
-  return run(q, k, v, prefix, prefix_length, suffix, suffix_length)
+  if any(x.shape != (layers, p, heads, s, d) for x in prefix):
+    raise ValueError(f"prefix {[x.shape for x in prefix]}; wanted twice [N P K S D] = {(layers, p, heads, s, d)}")
+  if any(x.shape != (layers, p, g, heads, r, d) for x in suffix):
+    wanted = (layers, p, g, heads, r, d)
+    raise ValueError(f"suffix {[x.shape for x in suffix]}; wanted twice [N P G K R D] = {wanted}")
+  if (prefix_length.shape, suffix_length.shape, layer.shape) != ((p,), (p, g), ()):
+    raise ValueError(
+      f"{prefix_length.shape=}, {suffix_length.shape=}, {layer.shape=}; wanted {(p,)}, {(p, g)} and () = one index"
+    )

@@ -4,31 +4,43 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from qwenlong_jax.kernels.precision import accumulator
+
 
 def prefix_decode(
   q: Float[Array, "P G H D"],
   k: Float[Array, "P G K D"],
   v: Float[Array, "P G K D"],
-  prefix: tuple[Float[Array, "P K S D"], Float[Array, "P K S D"]],
+  prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
   prefix_length: Int[Array, "P"],
-  suffix: tuple[Float[Array, "P G K R D"], Float[Array, "P G K R D"]],
+  suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
-) -> Float[Array, "P G H D"]:
+  layer: Int[Array, ""],
+  axis: str | None,
+) -> tuple[Float[Array, "P G H D"], Float[Array, "P G H"]]:
   """O(G * S) memory; for tests."""
-  g, repeats = q.shape[1], q.shape[2] // k.shape[2]
-  whole = [
-    jnp.repeat(jnp.concatenate([jnp.repeat(before[:, None], g, 1), after, new[:, :, :, None]], axis=3), repeats, axis=2)
-    for before, after, new in zip(prefix, suffix, (k, v))
-  ]  # [P G H S+R+1 D]
-  s, r = prefix[0].shape[2], suffix[0].shape[3]
+  p, g, h, d = q.shape
+  s, r = prefix[0].shape[3], suffix[0].shape[4]
   seen = jnp.concatenate(
     [
-      jnp.broadcast_to(jnp.arange(s) < prefix_length[:, None, None], (*q.shape[:2], s)),
+      jnp.broadcast_to(jnp.arange(s) < prefix_length[:, None, None], (p, g, s)),
       jnp.arange(r) < suffix_length[:, :, None],
-      jnp.ones((*q.shape[:2], 1), bool),
     ],
     axis=2,
   )
-  scores = jnp.einsum("pghd,pghnd->pghn", q, whole[0]) * q.shape[-1] ** -0.5
-  weights = jax.nn.softmax(jnp.where(seen[:, :, None], scores, -jnp.inf), axis=-1)
-  return jnp.einsum("pghn,pghnd->pghd", weights, whole[1])
+  cached = [
+    jnp.concatenate([jnp.repeat(before[layer][:, None], g, 1), after[layer]], axis=3)
+    for before, after in zip(prefix, suffix)
+  ]  # [P G K S+R D]
+  if axis is not None:
+    seen = jax.lax.all_gather(seen, axis, axis=2, tiled=True)
+    cached = [jax.lax.all_gather(x, axis, axis=3, tiled=True) for x in cached]
+  seen = jnp.concatenate([seen, jnp.ones((p, g, 1), bool)], axis=2)[:, :, None]
+  keys, values = (
+    jnp.repeat(jnp.concatenate([x, new[:, :, :, None]], axis=3), h // k.shape[2], axis=2).astype(accumulator(x))
+    for x, new in zip(cached, (k, v))
+  )
+  scores = jnp.where(seen, jnp.einsum("pghd,pghnd->pghn", q.astype(keys.dtype), keys) * d**-0.5, -jnp.inf)
+  lse = jax.nn.logsumexp(scores, axis=-1)
+  values = jnp.where(seen[..., None], values, 0)
+  return jnp.einsum("pghn,pghnd->pghd", jnp.exp(scores - lse[..., None]), values).astype(v.dtype), lse

@@ -1,48 +1,41 @@
-"""Three parts (prefix, suffix, self) under one maximum; the prefix product is one tall matmul for all branches."""
+"""Batched matrix products: all rows that read the same slots are one tall matrix.
 
+XLA copies the layer out of the stacked cache where the product takes no slice (on CPU always), once per step, and reads
+every slot, whatever the lengths.
+"""
+
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.precision import accumulator
+from qwenlong_jax.kernels.prefix_decode.parts import NOTHING, combined
 
-NEGATIVE = -1e30
+
+def attend(
+  q: Float[Array, "B K M D"],
+  cache: tuple[Float[Array, "N B K S D"], Float[Array, "N B K S D"]],
+  length: Int[Array, "B"],
+  layer: Int[Array, ""],
+) -> tuple[Float[Array, "B K M D"], Float[Array, "B K M"]]:
+  """(out, log-sum-exp), as `parts.combined` wants them."""
+  b, heads, m, d = q.shape
+  k, v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in cache)
+  s, high = k.shape[2], accumulator(k)
+  seen = jnp.arange(s) < length[:, None, None, None]
+  scores = jnp.matmul(q.reshape(b * heads, m, d), k.reshape(b * heads, s, d).mT, preferred_element_type=high)
+  scores = jnp.where(seen, scores.reshape(b, heads, m, s) * d**-0.5, NOTHING)
+  top = scores.max(-1, keepdims=True)
+  weights = jnp.where(seen, jnp.exp(scores - top), 0)
+  mass = weights.sum(-1, keepdims=True)
+  v = jnp.where(seen.mT, v, 0)  # 0 times what stands past the length need not be 0
+  out = jnp.matmul(
+    weights.reshape(b * heads, m, s).astype(v.dtype), v.reshape(b * heads, s, d), preferred_element_type=high
+  )
+  some = jnp.maximum(mass, 1)  # the greatest weight is 1; 0 where no slot is seen
+  return out.reshape(q.shape) / some, (top + jnp.log(some))[..., 0]
 
 
-def prefix_decode(
-  q: Float[Array, "P G H D"],
-  k: Float[Array, "P G K D"],
-  v: Float[Array, "P G K D"],
-  prefix: tuple[Float[Array, "P K S D"], Float[Array, "P K S D"]],
-  prefix_length: Int[Array, "P"],
-  suffix: tuple[Float[Array, "P G K R D"], Float[Array, "P G K R D"]],
-  suffix_length: Int[Array, "P G"],
-) -> Float[Array, "P G H D"]:
-  """Reads each cached key and value once; accumulates in float32."""
-  p, g, h, d = q.shape
-  kv, s, r = k.shape[2], prefix[0].shape[2], suffix[0].shape[3]
-  n = h // kv
-  high = accumulator(k)
-  q = (q * d**-0.5).reshape(p, g, kv, n, d)
-  tall = jnp.moveaxis(q, 2, 1).reshape(p * kv, g * n, d)
-  short = q.reshape(p * g * kv, n, d)
-
-  score_p = jnp.matmul(tall, prefix[0].reshape(p * kv, s, d).mT, preferred_element_type=high)
-  score_p = jnp.moveaxis(score_p.reshape(p, kv, g, n, s), 1, 2)
-  score_p = jnp.where(jnp.arange(s) < prefix_length[:, None, None, None, None], score_p, NEGATIVE)
-  score_r = jnp.matmul(short, suffix[0].reshape(p * g * kv, r, d).mT, preferred_element_type=high)
-  score_r = score_r.reshape(p, g, kv, n, r)
-  score_r = jnp.where(jnp.arange(r) < suffix_length[:, :, None, None, None], score_r, NEGATIVE)
-  score_self = (q * k[:, :, :, None]).sum(-1, dtype=high)[..., None]  # [P G K n 1], never masked: the maximum is finite
-
-  top = jnp.maximum(jnp.maximum(score_p.max(-1, keepdims=True), score_r.max(-1, keepdims=True)), score_self)
-  w_p, w_r, w_self = (jnp.exp(x - top) for x in (score_p, score_r, score_self))
-  total = w_p.sum(-1, keepdims=True) + w_r.sum(-1, keepdims=True) + w_self
-
-  values_p = jnp.moveaxis(w_p, 2, 1).reshape(p * kv, g * n, s).astype(v.dtype)
-  out_p = jnp.matmul(values_p, prefix[1].reshape(p * kv, s, d), preferred_element_type=high)
-  out_p = jnp.moveaxis(out_p.reshape(p, kv, g, n, d), 1, 2)
-  out_r = jnp.matmul(
-    w_r.reshape(p * g * kv, n, r).astype(v.dtype), suffix[1].reshape(p * g * kv, r, d), preferred_element_type=high
-  ).reshape(p, g, kv, n, d)
-  out = (out_p + out_r + w_self * v[:, :, :, None]) / total
-  return out.reshape(p, g, h, d).astype(v.dtype)
+prefix_decode = functools.partial(combined, attend)

@@ -156,11 +156,11 @@ class Qwen3(nnx.Module):
     """(hidden states, keys and values [layers B K L A] each); arguments as `__call__`."""
     b, l = tokens.shape
 
-    def attend(q: Array, k: Array, v: Array, _: None) -> Array:
+    def attend(q: Array, k: Array, v: Array, _: Array) -> Array:
       q, k, v = (x.reshape(b, l, -1, self.config.head_dim) for x in (q, k, v))
       return attention(q, k, v, segments, positions).reshape(b * l, -1)
 
-    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, [None] * len(self.runs), fetch)
+    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, fetch)
     kv = tuple(jnp.moveaxis(c.reshape(len(c), b, l, -1, self.config.head_dim), 2, 3) for c in kv)
     return x.reshape(b, l, -1), kv
 
@@ -184,13 +184,11 @@ class Qwen3(nnx.Module):
     p, g = tokens.shape
     positions = prefix_length[:, None] + suffix_length
 
-    def attend(q: Array, k: Array, v: Array, cache: tuple[Cache, Cache]) -> Array:
+    def attend(q: Array, k: Array, v: Array, layer: Array) -> Array:
       q, k, v = (x.reshape(p, g, -1, self.config.head_dim) for x in (q, k, v))
-      return prefix_decode(q, k, v, cache[0], prefix_length, cache[1], suffix_length).reshape(p * g, -1)
+      return prefix_decode(q, k, v, prefix, prefix_length, suffix, suffix_length, layer).reshape(p * g, -1)
 
-    bounds = list(itertools.accumulate((count for _, count in runs_of(self.config)), initial=0))
-    caches = [jax.tree.map(lambda c, a=a, b=b: c[a:b], (prefix, suffix)) for a, b in itertools.pairwise(bounds)]
-    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, caches)
+    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend)
     return x.reshape(p, g, -1), tuple(c.reshape(len(c), p, g, -1, self.config.head_dim) for c in kv)
 
   def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
@@ -204,28 +202,30 @@ class Qwen3(nnx.Module):
     return fetch(self.head[...].astype(self.dtype), "head")
 
   def _decoder(
-    self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, caches: list, fetch: Fetch = held
+    self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, fetch: Fetch = held
   ) -> tuple:
+    """`attend` takes q, k, v as `Attend` does, and the layer's index."""
     config = self.config
     inverse, factor = rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
     cos, sin = rotary.angles(positions, inverse, factor)
     # Looked up in the master parameters' precision, in which a frequent token's gradients are then added up.
     x = fetch(self.embedding[...], "embedding")[tokens].astype(self.dtype)
     kvs = []
-    for index, (run, cache) in enumerate(zip(self.runs, caches, strict=True)):
+    bounds = itertools.accumulate((count for _, count in runs_of(config)), initial=0)
+    for number, (run, (first, end)) in enumerate(zip(self.runs, itertools.pairwise(bounds), strict=True)):
       graph, weights = nnx.split(run)
 
-      def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph, index: int = index) -> tuple:
-        weights, cache = scanned
-        weights = fetch(jax.tree.map(lambda w: w.astype(self.dtype), weights), "runs", index)
-        return nnx.merge(graph, weights)(x, cos, sin, lambda q, k, v: attend(q, k, v, cache))
+      def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph, number: int = number) -> tuple:
+        weights, index = scanned
+        weights = fetch(jax.tree.map(lambda w: w.astype(self.dtype), weights), "runs", number)
+        return nnx.merge(graph, weights)(x, cos, sin, lambda q, k, v: attend(q, k, v, index))
 
-      short = jax.tree.leaves(weights)[0].shape[0] <= UNROLLED
+      short = end - first <= UNROLLED
       if self.remat:
         keep = jax.checkpoint_policies.save_only_these_names(RESULTS)
         layer = jax.checkpoint(layer, policy=keep, prevent_cse=short)
       kv: tuple[Array, Array]
-      x, kv = jax.lax.scan(layer, x, (weights, cache), unroll=short)
+      x, kv = jax.lax.scan(layer, x, (weights, jnp.arange(first, end, dtype=jnp.int32)), unroll=short)
       kvs.append(kv)
     x = rms_norm(x, fetch(self.norm[...], "norm"), config.rms_norm_eps)
     return x, kvs[0] if len(kvs) == 1 else jax.tree.map(lambda *c: jnp.concatenate(c), *kvs)
