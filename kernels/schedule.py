@@ -42,12 +42,13 @@ class Chip:
   bfloat16: int  # cycles that a product of a register of rows holds its MXU
   float32: int
   peak: int  # bfloat16 FLOP a cycle
+  hbm: int = 0  # bytes that arrive from memory in a cycle
 
 
 CHIPS = {
-  "v5e": Chip("v5e:2x2", 16, 8, 131072),
-  "v5p": Chip("v5p:2x2x1", 16, 8, 131072),
-  "v6e": Chip("v6e:2x2", 8, 4, 524288),
+  "v5e": Chip("v5e:2x2", 16, 8, 131072, 546),
+  "v5p": Chip("v5p:2x2x1", 16, 8, 131072, 790),
+  "v6e": Chip("v6e:2x2", 8, 4, 524288, 937),
 }
 QUEUE = 2  # products that wait at an MXU before the next stalls
 DELAY = 4  # bundles after a branch that still run

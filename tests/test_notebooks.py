@@ -18,7 +18,8 @@ def test_there_is_one():
 def test_it_runs(path):
   notebook = nbformat.read(path, as_version=4)
   assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
-  environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # plots go into the notebook
+  # So that plots go into the notebook.
+  environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
   NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute(env=environment)
   plots = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
   assert plots

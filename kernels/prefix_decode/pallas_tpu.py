@@ -32,11 +32,11 @@ FEW = 16  # rows
 
 
 class Steps(NamedTuple):
-  """Which block each step of the grid takes; steps from `count` on are not run."""
+  """Which block each step of the grid takes; steps from `total` on are not run."""
 
   row: Int[Array, "T"]  # of the batch
   block: Int[Array, "T"]  # of its slots
-  count: Int[Array, ""]
+  total: Int[Array, ""]
 
 
 def slots_of_a_block(rows: int, head_dim: int, itemsize: int) -> int:
@@ -79,16 +79,16 @@ def attend(
   info = chip.tpu()
   # Inside shard_map: over which axes the result varies.
   varying = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
+  result = functools.partial(
+    jax.ShapeDtypeStruct, dtype=jnp.float32, manual_axis_type=jax.sharding.ManualAxisType(varying=varying)
+  )
   out, lse = pl.pallas_call(
     functools.partial(_kernel, size=size, precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None),
     name="prefix_decode",
-    out_shape=[
-      jax.ShapeDtypeStruct((b, heads, padded, w), jnp.float32, manual_axis_type=jax.sharding.ManualAxisType(varying=varying))
-      for w in (d, LANES)
-    ],
+    out_shape=[result((b, heads, padded, width)) for width in (d, LANES)],
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=4,
-      grid=(heads, steps.count),
+      grid=(heads, steps.total),
       in_specs=[rows(d), *[pl.BlockSpec((None, None, None, size, d), cached)] * 2],
       out_specs=[rows(d), rows(LANES)],
       scratch_shapes=[column, column, pltpu.VMEM((padded, d), jnp.float32)],

@@ -37,7 +37,8 @@ def combined(
   tall = jnp.moveaxis(rows, 1, 2).reshape(p, heads, g * n, d)
   short = rows.reshape(p * g, heads, n, d)
   branches = tuple(x.reshape(len(x), p * g, *x.shape[3:]) for x in suffix)
-  of_prefix, of_suffix = attend(tall, prefix, prefix_length, layer), attend(short, branches, suffix_length.ravel(), layer)
+  of_prefix = attend(tall, prefix, prefix_length, layer)
+  of_suffix = attend(short, branches, suffix_length.ravel(), layer)
   of_prefix = [jnp.moveaxis(x.reshape(p, heads, g, n, -1), 2, 1) for x in of_prefix]
   of_suffix = [x.reshape(p, g, heads, n, -1) for x in of_suffix]
   of_self = (rows * k[:, :, :, None]).sum(-1, keepdims=True, dtype=accumulator(k)) * d**-0.5
