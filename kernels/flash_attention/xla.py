@@ -21,10 +21,11 @@ from qwenlong_jax.kernels.flash_attention.blocks import Slots, live
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING, visible
 from qwenlong_jax.kernels.precision import accumulator
 
-# Slots in a block of queries and in one of keys, at most. On CPU the scores of a few heads stay near the cache. A GPU
-# pays per step for some ten launches and twice a wait for the host, tens of microseconds; with 32 heads of 128 a pair
-# of 1024 is 17 GFLOP in the forward pass and several times 134 MB of scores to move, hundreds of microseconds.
-BLOCKS = {"default": 256, "gpu": 1024}
+# Slots in a block of queries and in one of keys, at most. On CPU smaller ones follow the mask closer, but 1,280
+# slots of 4 heads of 16 take 1.2 times as long in blocks of 256, 1.4 in blocks of 128. A GPU (not measured) pays in
+# each step for some ten launches and two waits for the host, tens of microseconds; with 32 heads of 128 a pair of 1024
+# is 17 GFLOP in the forward pass and several times 134 MB of scores to move, hundreds of microseconds.
+BLOCKS = {"default": 512, "gpu": 1024}
 # A short row is cut into bands of queries instead, each of which reads the keys up to its own end in one step, without
 # a loop inside: with the tiny model at 460 slots pairs of 128 take 1.4 times as long on CPU, and one of 460 1.3 times.
 SHORT, BAND = 512, 160

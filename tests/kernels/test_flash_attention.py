@@ -113,11 +113,14 @@ def test_any_layout_over_several_blocks(run, pair, seed):
   check(run, segment, position, random_inputs((B, MANY, H, K, D), seed))
 
 
-@pytest.mark.parametrize("local, size", [("xla", None), *(("pallas_tpu", tiles) for tiles in TILES)], ids=str)
-def test_over_other_keys_than_its_own(local, size):
+@pytest.mark.parametrize(
+  "local, options",
+  [("xla", {}), ("xla", {"block": 64}), *(("pallas_tpu", {"tiles": tiles}) for tiles in TILES)],
+  ids=str,
+)
+def test_over_other_keys_than_its_own(local, options):
   """What a ring's device does: more keys than queries, any order, padding; of the second row all keys are hidden."""
   module = {"xla": xla, "pallas_tpu": pallas_tpu}[local]
-  options = {} if size is None else {"tiles": size}
   random, (b, l, m) = np.random.default_rng(0), (2, MANY, 2 * MANY)
   q, _, _, cotangent = random_inputs((b, l, H, K, D), 7)
   _, k, v, _ = random_inputs((b, m, H, K, D), 8)
