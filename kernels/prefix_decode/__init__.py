@@ -106,3 +106,20 @@ def _check_shapes(
     raise ValueError(
       f"{prefix_length.shape=}, {suffix_length.shape=}, {layer.shape=}; wanted {(p,)}, {(p, g)} and () = one index"
     )
+
+
+def write_suffix(
+  suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
+  new: tuple[Float[Array, "N P G K D"], Float[Array, "N P G K D"]],
+  slot: Int[Array, ""],
+) -> tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]]:
+  """The suffix with the new token's keys and values of all layers in `slot`, the same one of every branch.
+
+  Written through a view [N*P*G*K R D]: the TPU compiler likes to write along the branches, and in six dimensions would
+  lay the cache out for that, and copy it for the kernel in every step.
+  """
+  flat = lambda x, *last: x.reshape(-1, *last, x.shape[-1])  # noqa: E731
+  return tuple(
+    jax.lax.dynamic_update_slice_in_dim(flat(cache, cache.shape[4]), flat(x, 1), slot, axis=1).reshape(cache.shape)
+    for cache, x in zip(suffix, new)
+  )

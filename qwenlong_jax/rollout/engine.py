@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from qwenlong_jax.kernels.prefix_decode import write_suffix
 from qwenlong_jax.rollout.sampling import sample
 from qwenlong_jax.types import Prompts, Rollout
 
@@ -133,9 +134,7 @@ class Engine:
       hidden, new = model.decode(
         state.last, prefix, prompts.length, (state.keys, state.values), jnp.broadcast_to(written, (p, group))
       )
-      keys, values = (
-        write(cache, x[:, :, :, :, None], written, axis=4) for cache, x in zip((state.keys, state.values), new)
-      )
+      keys, values = write_suffix((state.keys, state.values), new, written)
       return draw(model.logits(hidden), state._replace(keys=keys, values=values))
 
     layers, _, heads, _, width = prefix[0].shape

@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from qwenlong_jax.kernels.prefix_decode import prefix_decode
+from qwenlong_jax.kernels.prefix_decode import prefix_decode, write_suffix
 from qwenlong_jax.kernels.schedule import CHIPS
 from qwenlong_jax.models.presets import Qwen3Config
 from qwenlong_jax.models.qwen3 import Qwen3
@@ -83,8 +83,8 @@ def test_a_decode_step_of_a_model_never_copies_a_layers_cache(name, loop):
   """8 layers, 32 heads on 4 of 128, 32,768 prefix and 8 x 4,096 suffix slots: 128 MB a layer. The loop also writes the
   new keys and values into the caches that it was given."""
   config = Qwen3Config(
-    vocab_size=1024, hidden_size=512, num_hidden_layers=LAYERS, num_attention_heads=32, num_key_value_heads=4,
-    head_dim=128, intermediate_size=1024,
+    vocab_size=1024, hidden_size=128, num_hidden_layers=LAYERS, num_attention_heads=32, num_key_value_heads=4,
+    head_dim=128, intermediate_size=256,
   )  # fmt: skip
   mesh = mesh_of(name)
   *_, prefix, prefix_length, suffix, suffix_length, _ = arguments(mesh, 32768, 32, 4, 128, jnp.bfloat16)
@@ -104,8 +104,7 @@ def test_a_decode_step_of_a_model_never_copies_a_layers_cache(name, loop):
       tokens, suffix = state
       count = jnp.broadcast_to(i, suffix_length.shape)
       tokens, new = step(params, tokens, prefix, prefix_length, suffix, count)
-      write = jax.lax.dynamic_update_slice_in_dim
-      return tokens, tuple(write(c, x[:, :, :, :, None], i, axis=4) for c, x in zip(suffix, new))
+      return tokens, write_suffix(suffix, new, i)
 
     return jax.lax.fori_loop(0, suffix_length.max(), advance, (tokens, suffix))
 

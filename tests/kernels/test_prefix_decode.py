@@ -13,7 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as Spec
 from oracle import error, interpreted
 
-from qwenlong_jax.kernels.prefix_decode import IMPLEMENTATIONS, pallas_tpu, prefix_decode, prefix_decode_with_lse
+from qwenlong_jax.kernels.prefix_decode import IMPLEMENTATIONS, pallas_tpu, prefix_decode, prefix_decode_with_lse, write_suffix
 
 N, P, G, H, K, D, S, R = 3, 2, 3, 4, 2, 8, 11, 5
 LAYER = 1
@@ -184,6 +184,15 @@ def test_the_kernel_takes_a_step_for_each_block_that_holds_a_slot():
 def test_more_blocks_than_the_chip_lists_are_refused():
   with pytest.raises(ValueError, match=r"70000 rows of 1 blocks of 4 slots; the most is 65536: take fewer at a time"):
     jax.eval_shape(lambda x: pallas_tpu._steps(x, 4, 4), jax.ShapeDtypeStruct((70000,), jnp.int32))
+
+
+def test_a_new_token_is_written_into_its_slot_of_every_layer_and_branch_and_nowhere_else():
+  _, k, v, _, suffix = random_inputs(6)
+  new = tuple(jnp.stack([x * layer for layer in range(N)]) for x in (k, v))
+  for got, before, x in zip(write_suffix(suffix, new, jnp.int32(3)), suffix, new):
+    want = np.array(before)
+    want[:, :, :, :, 3] = x
+    np.testing.assert_array_equal(got, want)
 
 
 def test_the_prefix_is_never_copied_for_each_branch():
