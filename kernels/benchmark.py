@@ -8,12 +8,14 @@
 tokamax, a peer, is not installed with the project: pip install tokamax
 """
 
+import os
+
 from absl import app, flags
 
 from qwenlong_jax.kernels.flash_attention import benchmark as flash_attention
 from qwenlong_jax.kernels.grouped_matmul import benchmark as grouped_matmul
 from qwenlong_jax.kernels.prefix_decode import benchmark as prefix_decode
-from qwenlong_jax.kernels.schedule import CHIPS
+from qwenlong_jax.kernels.schedule import CHIPS, ENVIRONMENT
 from qwenlong_jax.kernels.token_stats import benchmark as token_stats
 
 OPERATIONS = {
@@ -30,6 +32,8 @@ LENGTH = flags.DEFINE_multi_integer("length", [], "slots, tokens or rows to time
 
 
 def main(_: list[str]) -> None:
+  if SCHEDULE.value or MEMORY.value:
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
   for name in OPERATION.value:
     module = OPERATIONS[name]
     asked = "schedules" if SCHEDULE.value else "memories" if MEMORY.value else "times"

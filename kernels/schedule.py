@@ -42,13 +42,13 @@ class Chip:
   bfloat16: int  # cycles that a product of a register of rows holds its MXU
   float32: int
   peak: int  # bfloat16 FLOP a cycle
-  hbm: int = 0  # bytes that arrive from memory in a cycle
+  memory: float  # bytes a cycle from its share of the HBM, by the published bandwidth and clock
 
 
 CHIPS = {
-  "v5e": Chip("v5e:2x2", 16, 8, 131072, 546),
-  "v5p": Chip("v5p:2x2x1", 16, 8, 131072, 790),
-  "v6e": Chip("v6e:2x2", 8, 4, 524288, 937),
+  "v5e": Chip("v5e:2x2", 16, 8, 131072, 819 / 1.5),
+  "v5p": Chip("v5p:2x2x1", 16, 8, 131072, 2765 / 2 / 1.75),
+  "v6e": Chip("v6e:2x2", 8, 4, 524288, 1640 / 1.75),
 }
 QUEUE = 2  # products that wait at an MXU before the next stalls
 DELAY = 4  # bundles after a branch that still run
@@ -68,7 +68,12 @@ class Body:
 
   def utilisation(self, flops: float, chip: Chip) -> float:
     """Bound on the MXU's use in a step that runs this body and does `flops`."""
-    return flops / chip.peak / (self.cycles + self.overhead)
+    return flops / chip.peak / self.step
+
+  @property
+  def step(self) -> int:
+    """Cycles of a step that runs this body, if it waits for no transfer."""
+    return self.cycles + self.overhead
 
 
 def read(path: Path, chip: Chip) -> list[Body]:
@@ -183,6 +188,21 @@ def bounds(module: str, name: str, chip: str) -> dict[str, list[float]]:
   Raises:
     RuntimeError: it did not compile; the compiler's words.
   """
+  found, flops = _compiled_apart(module, name, chip)
+  return {kernel: [b.utilisation(flops[kernel], CHIPS[chip]) for b in bodies] for kernel, bodies in found.items()}
+
+
+def steps(module: str, name: str, chip: str) -> dict[str, list[int]]:
+  """Kernel name -> cycles of a step of each of its bodies, the fewest first, without waiting for memory; as `bounds`.
+
+  A kernel bound by memory should have fewer than its step's bytes take to arrive, bytes / `Chip.memory`.
+  """
+  found, _ = _compiled_apart(module, name, chip)
+  return {kernel: [body.step for body in bodies] for kernel, bodies in found.items()}
+
+
+def _compiled_apart(module: str, name: str, chip: str) -> tuple[dict[str, list[Body]], dict[str, int]]:
+  """The bodies of each kernel of a case, compiled in another process, and the case's `kernels`."""
   with tempfile.TemporaryDirectory() as folder:
     # The compiler reads these when it is loaded: a process for each.
     environment = ENVIRONMENT | {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
@@ -191,13 +211,13 @@ def bounds(module: str, name: str, chip: str) -> dict[str, list[float]]:
     if done.returncode:
       words = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("-")]
       raise RuntimeError(next((line for line in reversed(words) if "Error" in line), "\n".join(words[-3:])))
-    found = {}
-    for kernel, flops in json.loads(done.stdout.splitlines()[-1]).items():
+    found, kernels = {}, json.loads(done.stdout.splitlines()[-1])
+    for kernel in kernels:
       paths = [p for p in Path(folder).glob(f"*{kernel}*-final_bundles.txt") if "schedule-analysis" not in p.name]
       if not paths:
         raise RuntimeError(f"the compiler wrote no schedule of a kernel called {kernel}")
-      found[kernel] = [body.utilisation(flops, CHIPS[chip]) for body in read(paths[0], CHIPS[chip])]
-    return found
+      found[kernel] = read(paths[0], CHIPS[chip])
+    return found, kernels
 
 
 if __name__ == "__main__":

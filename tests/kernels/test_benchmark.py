@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from qwenlong_jax.kernels.flash_attention import benchmark
-from qwenlong_jax.kernels.prefix_decode import benchmark as prefix_benchmark
-from qwenlong_jax.kernels.prefix_decode import prefix_decode
 
 LENGTH = 64
 
@@ -61,9 +59,3 @@ def test_work_is_counted_by_the_mask():
   assert timing.rates() == (4.0, 4.0)
   with pytest.raises(ValueError, match="length=60 must divide by 16"):
     benchmark.slots_of("prefix", 60)
-
-
-def test_an_unshared_prefix_is_the_same_attention():
-  args = prefix_benchmark.operands(64)
-  got = prefix_benchmark.unshared(*args)
-  np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (got, prefix_decode(*args))), atol=2e-2)

@@ -5,9 +5,10 @@ import importlib.util
 import pytest
 
 from qwenlong_jax.kernels import schedule
+from qwenlong_jax.kernels.prefix_decode import benchmark as prefix_decode
 from qwenlong_jax.kernels.schedule import Body, Chip, Transfer
 
-CHIP = Chip("none", bfloat16=4, float32=2, peak=100)
+CHIP = Chip("none", bfloat16=4, float32=2, peak=100, memory=10)
 
 
 def bundles(*texts):
@@ -105,6 +106,20 @@ def test_flash_attention_keeps_the_mxu_busy(chip, forward, backward):
     unmasked, masked = found[name]
     assert unmasked > least
     assert masked > 0.95 * unmasked
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+  "chip", ["v5p", pytest.param("v5e", marks=pytest.mark.slow), pytest.param("v6e", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("case", ["prefix", "suffix"])
+def test_prefix_decode_computes_less_than_its_keys_and_values_take_to_arrive(chip, case):
+  """Compiles the kernel for the chip. Both bodies, of whole blocks and of a row's last one."""
+  steps = schedule.steps("qwenlong_jax.kernels.prefix_decode.benchmark", case, chip)["prefix_decode"]
+  transfer = prefix_decode.bytes_of_a_step(case) / schedule.CHIPS[chip].memory
+  print(chip, case, steps, f"{transfer:.0f}")
+  assert len(steps) == 2
+  assert max(steps) < transfer
 
 
 @needs_libtpu
