@@ -14,9 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -182,13 +183,17 @@ def compile_case(build: Callable[[], Case], chip: str) -> Case:
   return case
 
 
-def bounds(module: str, name: str, chip: str) -> dict[str, list[float]]:
+def bounds(
+  module: str, name: str, chip: str, options: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, list[float]]:
   """Kernel name -> bound on the MXU's use in each of its bodies, the best first, of the case `name` of `module`.CASES.
+
+  `options` are the compiler's.
 
   Raises:
     RuntimeError: it did not compile; the compiler's words.
   """
-  found, flops = _compiled_apart(module, name, chip)
+  found, flops = _compiled_apart(module, name, chip, options)
   return {kernel: [b.utilisation(flops[kernel], CHIPS[chip]) for b in bodies] for kernel, bodies in found.items()}
 
 
@@ -197,15 +202,18 @@ def steps(module: str, name: str, chip: str) -> dict[str, list[int]]:
 
   A kernel bound by memory should have fewer than its step's bytes take to arrive, bytes / `Chip.memory`.
   """
-  found, _ = _compiled_apart(module, name, chip)
+  found, _ = _compiled_apart(module, name, chip, {})
   return {kernel: [body.step for body in bodies] for kernel, bodies in found.items()}
 
 
-def _compiled_apart(module: str, name: str, chip: str) -> tuple[dict[str, list[Body]], dict[str, int]]:
+def _compiled_apart(
+  module: str, name: str, chip: str, options: Mapping[str, str]
+) -> tuple[dict[str, list[Body]], dict[str, int]]:
   """The bodies of each kernel of a case, compiled in another process, and the case's `kernels`."""
   with tempfile.TemporaryDirectory() as folder:
     # The compiler reads these when it is loaded: a process for each.
-    environment = ENVIRONMENT | {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
+    flags = {"xla_jf_dump_to": folder, "xla_jf_dump_llo_text": "true", **options}
+    environment = ENVIRONMENT | {"LIBTPU_INIT_ARGS": " ".join(f"--{flag}={value}" for flag, value in flags.items())}
     command = [sys.executable, "-m", __name__, module, name, chip]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:

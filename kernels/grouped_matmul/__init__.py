@@ -4,11 +4,13 @@ Letters: M rows, E groups (experts), D in, F out.
 
 On a TPU: `jax.lax.ragged_dot`, whose kernel visits the rows of the groups only, with tiles that we choose. Bound on the
 MXU's use over the whole product (forward, gradient of the rows, of the weights) at 65,536 rows in 128 groups, 2048 to
-768, every group beginning inside a block, by `benchmark.schedules`; none needs more than 1 MB beside its operands:
+768, every group beginning inside a block, by `benchmark.schedules` with libtpu 0.0.52; never compared with a chip:
 
   v5p  with our tiles 75% 74% 64%, with its own choice 45% 46% 57%; megablox (of jax) and tokamax with ours the same
-  v5e  with our tiles 76% 75% 65%, with its own choice 45% 46% 59%
-  v6e  with our tiles 54% 53% 48%, which are its own choice
+  v5e  with our tiles 76% 75% 64%, with its own choice 45% 46% 59%
+  v6e  with our tiles 54% 53% 48%, which are its own choice; megablox with them 54% 53% 33%
+
+Forward and backward need under 1 MB beside operands and results (`benchmark.memories`); tokamax' "xla" 960 MB.
 
 For v5e and v6e the compiler has that kernel too, but uses it only when compiled with `COMPILER_OPTIONS`: without, every
 group's weights are multiplied with all rows. megablox needs no option, and refuses a shard_map that checks over which

@@ -15,7 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels import chip
 
-VMEM = 12 * 2**20  # bytes for a step's blocks, below the 16 MiB that the smallest chip gives a kernel
+# Bytes for a step's blocks, by the MXU's columns: below the 16 MiB that v5 gives a kernel, and the 32 of v6e.
+VMEM = {128: 12 * 2**20, 256: 24 * 2**20}
+CLEARED = 1024  # rows at a time beyond the last group
 
 
 @jax.custom_vjp
@@ -43,7 +45,15 @@ grouped_matmul.defvjp(_forward, _backward)
 
 
 def _within(x: Array, sizes: Array) -> Array:
-  return jnp.where(jnp.arange(x.shape[0])[:, None] < sizes.sum(), x, 0)
+  """0 beyond the last group, in place: without rows there it costs nothing, where a `where` copies all."""
+  inside, block = sizes.sum(), min(CLEARED, x.shape[0])
+
+  def clear(i: Array, x: Array) -> Array:
+    start = jnp.minimum(i * block, x.shape[0] - block)
+    old, at = jax.lax.dynamic_slice_in_dim(x, start, block), start + jnp.arange(block)[:, None]
+    return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(at < inside, old, 0), start, 0)
+
+  return jax.lax.fori_loop(inside // block, -(-x.shape[0] // block), clear, x)
 
 
 def _rows_product(rows: Array, weights: Array, sizes: Array, *, contracted: int) -> Array:
@@ -93,8 +103,8 @@ def _tiles(row: int, inner: int, outer: int, cost: Callable[[int], int]) -> cont
 
   Nothing is told where no TPU is, or no cut fits: then the compiler chooses.
   """
-  cuts = [outer // n for n in range(1, outer + 1) if not outer % n and (n == 1 or not outer // n % 128)]
-  fitting = [columns for columns in cuts if cost(columns) <= VMEM]
-  if chip.tpu() is None or not fitting:
+  if chip.tpu() is None:
     return contextlib.nullcontext()
-  return set_xla_metadata(ragged_dot_tiling=f"{row},{inner},{fitting[0]}")
+  cuts = [outer // n for n in range(1, outer + 1) if not outer % n and (n == 1 or not outer // n % 128)]
+  fitting = [columns for columns in cuts if cost(columns) <= VMEM[row]]
+  return set_xla_metadata(ragged_dot_tiling=f"{row},{inner},{fitting[0]}") if fitting else contextlib.nullcontext()
