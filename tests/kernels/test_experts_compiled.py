@@ -141,7 +141,8 @@ def test_experts_cut_over_devices_compile_and_the_gradients_transfers_travel_dur
   assert temporary < own + 12 * 4 * T * D + 2 * 4 * 3 * E // 4 * D * F
 
   text = max((path.read_text() for path in tmp_path.glob("*after_optimizations.txt")), key=len)
-  loops = [body for _, body in re.findall(r"^%?(\S+) [^\n]*\{\n(.*?)^\}", text, re.M | re.S) if "ragged-dot-none" in body]
+  bodies = re.findall(r"^%?\S+ [^\n]*\{\n(.*?)^\}", text, re.M | re.S)
+  loops = [body for body in bodies if "ragged-dot-none" in body]
   forward, backward = sorted(loops, key=lambda body: len(re.findall(r"%ragged-dot-none\S* =", body)))
   for body, products, permutes in ((forward, 3, 3), (backward, 8, 4)):
     at = lambda name, body=body: [m.start() for m in re.finditer(rf"%{name}\S* =", body)]  # noqa: E731
