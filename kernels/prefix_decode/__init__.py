@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
@@ -115,12 +116,13 @@ def write_suffix(
 ) -> tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]]:
   """The suffix with the new token's keys and values of all layers in `slot`, the same one of every branch.
 
-  Written through a view [N*P*G*K R D]: the TPU compiler likes to write along the branches, and in six dimensions would
-  lay the cache out for that, and copy it for the kernel in every step.
+  Left to itself the TPU compiler lays the cache out for this write (along the branches, or slots innermost) and copies
+  it for the kernel in every step. So it is told the layout, and writes through a view [N*P*G*K R D].
   """
 
-  def written(cache: Array, x: Array) -> Array:
-    flat = cache.reshape(-1, *cache.shape[4:])
-    return jax.lax.dynamic_update_slice_in_dim(flat, x.reshape(-1, 1, x.shape[-1]), slot, axis=1).reshape(cache.shape)
+  def written(cache: Array, new: Array) -> Array:
+    flat, row = cache.reshape(-1, *cache.shape[4:]), new.reshape(-1, 1, new.shape[-1])
+    flat = jax.lax.dynamic_update_slice_in_dim(flat, row, slot, axis=1)
+    return with_layout_constraint(flat, Layout((0, 1, 2))).reshape(cache.shape)
 
   return written(suffix[0], new[0]), written(suffix[1], new[1])

@@ -78,14 +78,14 @@ def attend(
   column = pltpu.VMEM((padded, LANES), jnp.float32)
   info = chip.tpu()
   # Inside shard_map: over which axes the result varies.
-  varying = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
-  result = functools.partial(
-    jax.ShapeDtypeStruct, dtype=jnp.float32, manual_axis_type=jax.sharding.ManualAxisType(varying=varying)
-  )
+  axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
+  varies = jax.sharding.ManualAxisType(varying=axes)
   out, lse = pl.pallas_call(
     functools.partial(_kernel, size=size, precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None),
     name="prefix_decode",
-    out_shape=[result((b, heads, padded, width)) for width in (d, LANES)],
+    out_shape=[
+      jax.ShapeDtypeStruct((b, heads, padded, width), jnp.float32, manual_axis_type=varies) for width in (d, LANES)
+    ],
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=4,
       grid=(heads, steps.total),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.experimental import topologies
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
@@ -30,10 +31,18 @@ def mesh_of(name, count=1):
 
 
 def arguments(mesh, slots, heads, kv_heads, head_dim, dtype, suffix_slots=R, cut=False):
-  """q, k, v, prefix, prefix_length, suffix, suffix_length, layer; `cut`: the slots over the mesh."""
+  """q, k, v, prefix, prefix_length, suffix, suffix_length, layer; `cut`: the slots over the mesh.
+
+  The caches lie as in the sampler's loop. Left to itself the compiler takes arguments with a small D or a ragged S in
+  another layout, and copies them.
+  """
+
   def shape(*sizes, dtype=dtype, at=None):
     spec = Spec(*[None] * at, "slots") if cut and at is not None else Spec()
-    return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+    sharding = NamedSharding(mesh, spec)
+    return jax.ShapeDtypeStruct(
+      sizes, dtype, sharding=sharding if at is None else Format(Layout(tuple(range(len(sizes)))), sharding)
+    )
 
   prefix = shape(LAYERS, 1, kv_heads, slots, head_dim, at=3)
   suffix = shape(LAYERS, 1, G, kv_heads, suffix_slots, head_dim, at=4)
@@ -74,21 +83,23 @@ def test_the_kernel_compiles_and_copies_no_cache(name, slots, heads, kv_heads, h
   assert "prefix_decode" in lowered.as_text()
   temporary = lowered.compile().memory_analysis().temp_size_in_bytes
   print(f"{name} {slots=} {heads}/{kv_heads} x {head_dim} {dtype.__name__}: {temporary / 2**20:.2f} MB")
-  # What is written of each of G * heads rows: out, and its log-sum-exp in a register's width. Caches are far larger.
+  # What is written of each of G * heads rows: out, and its log-sum-exp in a register's width; caches are far larger.
   assert temporary < 16 * 4 * G * heads * max(head_dim, 128) + 2**18
 
 
 @pytest.mark.parametrize("name", ["v5p", pytest.param("v5e", marks=slow), pytest.param("v6e", marks=slow)])
-@pytest.mark.parametrize("loop", [False, True], ids=["a step", "the sampler's loop"])
-def test_a_decode_step_of_a_model_never_copies_a_layers_cache(name, loop):
-  """8 layers, 32 heads on 4 of 128, 32,768 prefix and 8 x 4,096 suffix slots: 128 MB a layer. The loop also writes the
-  new keys and values into the caches that it was given."""
+@pytest.mark.parametrize(
+  "loop, head_dim", [(False, 128), (True, 128), (True, 64)], ids=["step", "sampler's loop", "loop, heads of 64"]
+)
+def test_a_decode_step_of_a_model_never_copies_a_layers_cache(name, loop, head_dim):
+  """8 layers, 32 heads on 4, 32,768 prefix and 8 x 4,096 suffix slots: 128 MB a layer with heads of 128. The loop also
+  writes the new keys and values into the caches that it was given."""
   config = Qwen3Config(
     vocab_size=1024, hidden_size=128, num_hidden_layers=LAYERS, num_attention_heads=32, num_key_value_heads=4,
-    head_dim=128, intermediate_size=256,
+    head_dim=head_dim, intermediate_size=256,
   )  # fmt: skip
   mesh = mesh_of(name)
-  *_, prefix, prefix_length, suffix, suffix_length, _ = arguments(mesh, 32768, 32, 4, 128, jnp.bfloat16)
+  *_, prefix, prefix_length, suffix, suffix_length, _ = arguments(mesh, 32768, 32, 4, head_dim, jnp.bfloat16)
   model = lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)  # noqa: E731
   graph, params = nnx.split(nnx.eval_shape(model))
   whole = NamedSharding(mesh, Spec())
@@ -110,11 +121,13 @@ def test_a_decode_step_of_a_model_never_copies_a_layers_cache(name, loop):
     return jax.lax.fori_loop(0, suffix_length.max(), advance, (tokens, suffix))
 
   with jax.set_mesh(mesh):
-    program = jax.jit(steps, donate_argnums=4) if loop else jax.jit(step)
+    # Where the caches are returned they lie as they were given, else they could not be the same memory.
+    lies = suffix[0].format
+    program = jax.jit(steps, donate_argnums=4, out_shardings=(whole, (lies, lies))) if loop else jax.jit(step)
     compiled = program.lower(params, tokens, prefix, prefix_length, suffix, suffix_length).compile()
   temporary, layer = compiled.memory_analysis().temp_size_in_bytes, bytes_of((prefix, suffix)) / LAYERS
-  print(f"{name} {loop=}: {temporary / 2**20:.2f} MB beside a layer's cache of {layer / 2**20:.0f} MB")
-  assert temporary < 0.1 * layer
+  print(f"{name} {loop=} {head_dim=}: {temporary / 2**20:.2f} MB beside a layer's cache of {layer / 2**20:.0f} MB")
+  assert temporary < 0.2 * layer
 
 
 @pytest.mark.parametrize("name", ["v5p", pytest.param("v5e", marks=slow), pytest.param("v6e", marks=slow)])
