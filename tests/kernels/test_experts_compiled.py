@@ -97,7 +97,8 @@ def test_without_the_option_v5e_multiplies_all_rows_with_all_groups():
     assert least < program.cost_analysis()["flops"] / needed < most
 
 
-@pytest.mark.parametrize("name", ["v5p", pytest.param("v5e", marks=slow), pytest.param("v6e", marks=slow)])
+@slow
+@pytest.mark.parametrize("name", ["v5p", "v5e", "v6e"])
 def test_the_sparse_layer_compiles_in_the_memory_of_its_rows(name):
   program = compiled(CHIPS[name].topology, 1, *layer(lambda _: moe.chosen_experts))
   temporary = program.memory_analysis().temp_size_in_bytes
