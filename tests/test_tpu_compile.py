@@ -36,18 +36,18 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
 
 from qwenlong_jax.models.presets import PRESETS, Qwen3Config
 from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.parallelism import rules
+from qwenlong_jax.parallelism.mesh import make_mesh
 from qwenlong_jax.rl.learner import Learner
 from qwenlong_jax.rollout.engine import Engine, Sampling
 from qwenlong_jax.types import Prompts, TrainBatch
 
 topology, name, settings = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+mesh = make_mesh(devices=devices)
 dense = Qwen3Config(
   vocab_size=4096, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
   intermediate_size=512,

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from qwenlong_jax.kernels import grouped_matmul
 from qwenlong_jax.kernels.prefix_decode import write_suffix
 from qwenlong_jax.rollout.sampling import sample
 from qwenlong_jax.types import Prompts, Rollout
@@ -61,7 +62,8 @@ class Engine:
 
   def __init__(self, graph: nnx.GraphDef, mesh: Mesh):
     self.graph, self.mesh = graph, mesh
-    self._run = jax.jit(self._generate, static_argnames=("group", "sampling"))
+    options = grouped_matmul.COMPILER_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None
+    self._run = jax.jit(self._generate, static_argnames=("group", "sampling"), compiler_options=options)
 
   def generate(
     self, params: PyTree, prompts: Prompts, key: Key[Array, ""], *, group: int, sampling: Sampling
