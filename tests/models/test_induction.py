@@ -27,13 +27,13 @@ def models(tiny):
   return [nnx.merge(graph, state) for state in make(jax.random.key(0))]
 
 
-def first_layer_attention(model, monkeypatch):
+def first_layer_attention(model):
   """[H L L]: what each query head of the first layer gives each slot, on random tokens."""
   tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, LENGTH))
   recorded = []
-  monkeypatch.setattr(qwen3, "flash_attention", lambda q, k, *_: recorded.append((q, k)) or q)
+  record = lambda q, k, *_: recorded.append((q, k)) or q  # noqa: E731
   with jax.disable_jit():
-    model(jnp.asarray(tokens), jnp.arange(LENGTH)[None], jnp.zeros((1, LENGTH), int))
+    model(jnp.asarray(tokens), jnp.arange(LENGTH)[None], jnp.zeros((1, LENGTH), int), attention=record)
   q, k = (np.asarray(x[0], np.float64) for x in recorded[0])
   k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
   scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[2])
@@ -42,8 +42,8 @@ def first_layer_attention(model, monkeypatch):
   return weights / weights.sum(-1, keepdims=True)
 
 
-def test_query_head_n_looks_back_by_n_plus_1(models, monkeypatch):
-  plain, helped = (first_layer_attention(model, monkeypatch) for model in models)
+def test_query_head_n_looks_back_by_n_plus_1(models):
+  plain, helped = (first_layer_attention(model) for model in models)
   for head, distance in enumerate([1, 2, 3, 4]):
     back = np.diagonal(helped[head], -distance)
     assert back.mean() > 0.7 and back.min() > 0.4
