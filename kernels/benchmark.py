@@ -37,9 +37,11 @@ def main(_: list[str]) -> None:
   for name in OPERATION.value:
     module = OPERATIONS[name]
     asked = "schedules" if SCHEDULE.value else "memories" if MEMORY.value else "times"
+    print(f"\n{name}")
     if program := getattr(module, asked, None):
-      print(f"\n{name}")
       program(LENGTH.value if asked == "times" else CHIP.value)
+    else:
+      print(f"no {asked} here; of {', '.join(n for n, other in OPERATIONS.items() if hasattr(other, asked))}")
 
 
 if __name__ == "__main__":

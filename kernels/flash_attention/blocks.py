@@ -72,11 +72,16 @@ def pairs(some: Bool[Array, "B N M"], every: Bool[Array, "B N M"], *, by_key: bo
   """Query block after query block with its key blocks in order; `by_key`: key block after key block with its queries.
 
   Raises:
-    ValueError: more pairs than the chip's scalar memory holds.
+    ValueError: more blocks than are numbered, or more pairs than the chip's scalar memory holds.
   """
   rows, n, m = some.shape
   most = rows * n * m
-  if most > MOST_PAIRS or max(rows * n, rows * m) >= 2**BITS:
+  if rows * max(n, m) >= 2**BITS:
+    raise ValueError(
+      f"{rows} rows of {n} query blocks x {m} key blocks; numbers of blocks go up to {2**BITS - 1}: take fewer rows at a "
+      "time, or shard the sequence (ring_attention)"
+    )
+  if most > MOST_PAIRS:
     raise ValueError(
       f"{rows} rows of {n} query blocks x {m} key blocks are {most} pairs, the most is {MOST_PAIRS}; "
       "take fewer rows at a time, or shard the sequence (ring_attention)"

@@ -60,15 +60,16 @@ class Tiles:
     return LANES if self.wide else self.queries
 
 
-def tiles_for(repeats: int, head_dim: int, length: int) -> Tiles:
-  """The sizes whose schedule was best (kernels/flash_attention/benchmark.py), smaller where there are fewer slots."""
+def tiles_for(repeats: int, head_dim: int, length: int, itemsize: int = 2) -> Tiles:
+  """The sizes whose schedule was best (kernels/flash_attention/benchmark.py), smaller where there are fewer slots or
+  elements are larger."""
   info = chip.tpu()
   wide = info is not None and info.mxu_column_size == 256 and head_dim == LANES
   slots = -(-length // LANES) * LANES
   rows = 2048 if slots > 512 else 4096  # a step with few keys takes more queries
   queries = min(max(rows // (LANES * repeats), 1) * LANES, slots)
   keys = 2048
-  while keys > LANES and (keys > slots or keys * head_dim * max(queries * repeats, 2048) > 2**29):
+  while keys > LANES and (keys > slots or keys * head_dim * max(queries * repeats, 2048) * itemsize > 2**30):
     keys //= 2
   forward, backward, masked_forward, masked_backward = (2048, 1024, 2048, 512) if wide else (512, 512, 256, 512)
   return Tiles(
@@ -185,7 +186,7 @@ class Tiled:
     if tiles and tiles.wide and wide != LANES:
       raise ValueError(f"{tiles} is wide, which takes a head dimension of at most {LANES}, not {d}")
     longest = max(l, k.shape[1])
-    tiles = tiles or tiles_for(repeats, wide, min(longest, block or longest))
+    tiles = tiles or tiles_for(repeats, wide, min(longest, block or longest), q.dtype.itemsize)
     return cls(tiles, b, l, k.shape[1], k.shape[2], repeats, d)
 
   def scaled(self, q: Float[Array, "B L H D"]) -> Float[Array, "K N R D"]:
@@ -354,8 +355,9 @@ def _rows(slots: Slots) -> Int[Array, "8 T"]:
   return jnp.pad(jnp.stack([x.ravel() for x in slots]), ((0, 6), (0, 0)))
 
 
-def _precision(x: Array) -> lax.Precision | None:
-  return lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+def _precision(x: Array) -> lax.Precision:
+  """Never the context's: a product of bfloat16 has one."""
+  return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _query(code: Array) -> Array:
@@ -373,7 +375,7 @@ def _edges(codes: Array, count: Array, step: Array, block: Callable) -> tuple[Ar
   return first, (step == count[0] - 1) | (block(codes[step + 1]) != mine)
 
 
-def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision | None) -> Array:
+def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision) -> Array:
   """Product over axis over[0] of x and over[1] of y, in float32."""
   dimensions = (((over[0],), (over[1],)), ((), ()))
   return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -396,7 +398,7 @@ def _bias(queries: Int[Array, "2 Q 128"], key_slots: Int[Array, "8 S"]) -> Float
 
 def _masked_scores(
   q: Float[Array, "R D"], k: Float[Array, "S D"], bias: Float[Array, "Q S"], *, wide: bool, keys_first: bool,
-  precision: lax.Precision | None,
+  precision: lax.Precision,
 ) -> Array:  # fmt: skip
   """Scores [R S] under the mask (`keys_first`: [S R])."""
   dot = functools.partial(_dot, over=(1, 1), precision=precision)
@@ -421,7 +423,7 @@ def _masked_scores(
 def _forward_kernel(
   codes: Ref, count: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, query_slots: Ref, key_slots: Ref, out_ref: Ref,
   lse_ref: Ref, top_ref: Ref, sum_ref: Ref, total_ref: Ref, columns: Ref, *, tiles: Tiles,
-  precision: lax.Precision | None,
+  precision: lax.Precision,
 ) -> None:  # fmt: skip
   step = pl.program_id(1)
   first, last = _edges(codes, count, step, _query)
@@ -471,7 +473,7 @@ def _forward_kernel(
 def _backward_kernel(
   codes: Ref, count: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, query_slots: Ref, key_slots: Ref, gradient_ref: Ref,
   lse_ref: Ref, delta_ref: Ref, dq_hbm: Ref, dk_ref: Ref, dv_ref: Ref, dk_total: Ref, dv_total: Ref, dq_ref: Ref,
-  semaphore: Ref, *, tiles: Tiles, precision: lax.Precision | None,
+  semaphore: Ref, *, tiles: Tiles, precision: lax.Precision,
 ) -> None:  # fmt: skip
   """Key block after key block; the gradient of q is added up in HBM, two blocks of it on their way at a time."""
   head, step = pl.program_id(0), pl.program_id(1)

@@ -57,7 +57,14 @@ def grouped_matmul(
   """
   if rows.ndim != 2 or weights.ndim != 3 or rows.shape[1] != weights.shape[1] or sizes.shape != weights.shape[:1]:
     raise ValueError(f"{rows.shape=}, {weights.shape=}, {sizes.shape=}; wanted [M D], [E D F], [E]")
-  if rows.dtype != weights.dtype or not jnp.issubdtype(sizes.dtype, jnp.integer):
-    raise ValueError(f"{rows.dtype=}, {weights.dtype=}, {sizes.dtype=}; cast the first two to one type, sizes to int32")
+  if not weights.shape[0]:
+    raise ValueError(f"{weights.shape=}; wanted [E D F] with at least one group")
+  floating = rows.dtype == weights.dtype and jnp.issubdtype(rows.dtype, jnp.floating)
+  if not floating or not jnp.issubdtype(sizes.dtype, jnp.integer):
+    raise ValueError(
+      f"{rows.dtype=}, {weights.dtype=}, {sizes.dtype=}; cast the first two to one floating type, sizes to int32"
+    )
   run = choose(implementation, IMPLEMENTATIONS, {"default": "blocks", "tpu": "xla"})
+  if 0 in (*rows.shape, weights.shape[2]):
+    return rows @ weights[0]  # nothing, or sums of nothing, and differentiable
   return run(rows, weights, sizes.astype(jnp.int32))

@@ -91,8 +91,12 @@ def _check_shapes(
 ) -> None:
   if q.ndim != 4 or k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3:] != q.shape[3:]:
     raise ValueError(f"{q.shape=}, {k.shape=}, {v.shape=}; wanted [P G H D], [P G K D], [P G K D]")
+  for name, cache, wanted in (("prefix", prefix, "[N P K S D]"), ("suffix", suffix, "[N P G K R D]")):
+    shapes = [jnp.shape(x) for x in cache]
+    if not isinstance(cache, tuple) or [len(x) for x in shapes] != [wanted.count(" ") + 1] * 2:
+      raise ValueError(f"{name} of shapes {shapes}; wanted a pair, keys and values {wanted}")
   (p, g, h, d), heads = q.shape, k.shape[2]
-  layers, s, r = (*prefix[0].shape[:1], *prefix[0].shape[3:4], *suffix[0].shape[4:5], *(0,) * 3)[:3]
+  (layers, *_, s, _), r = prefix[0].shape, suffix[0].shape[4]
   if 0 in (p, g, h, d, heads, layers, s, r) or h % heads:
     raise ValueError(
       f"{q.shape=}, {k.shape=}, prefix {prefix[0].shape}, suffix {suffix[0].shape}: every size must be at least 1, and "

@@ -81,7 +81,7 @@ def attend(
   axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
   varies = jax.sharding.ManualAxisType(varying=axes)
   out, lse = pl.pallas_call(
-    functools.partial(_kernel, size=size, precision=lax.Precision.HIGHEST if q.dtype == jnp.float32 else None),
+    functools.partial(_kernel, size=size, precision=_precision(q)),
     name="prefix_decode",
     out_shape=[
       jax.ShapeDtypeStruct((b, heads, padded, width), jnp.float32, manual_axis_type=varies) for width in (d, LANES)
@@ -123,7 +123,12 @@ def _steps(length: Int[Array, "B"], size: int, slots: int) -> Steps:
   return Steps(row, block, jnp.maximum(counts.sum(dtype=jnp.int32), 1))
 
 
-def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision | None) -> Array:
+def _precision(x: Array) -> lax.Precision:
+  """Never the context's: a product of bfloat16 has one."""
+  return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+
+
+def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision) -> Array:
   """Product over axis over[0] of x and over[1] of y, in float32."""
   dimensions = (((over[0],), (over[1],)), ((), ()))
   return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
@@ -131,7 +136,7 @@ def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision | N
 
 def _kernel(
   layer: Ref, row: Ref, block: Ref, length: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, out_ref: Ref, lse_ref: Ref,
-  top_ref: Ref, sum_ref: Ref, total_ref: Ref, *, size: int, precision: lax.Precision | None,
+  top_ref: Ref, sum_ref: Ref, total_ref: Ref, *, size: int, precision: lax.Precision,
 ) -> None:  # fmt: skip
   """Softmax in powers of two. Keys and values are the stationary operands: they pass through the MXU once."""
   step = pl.program_id(1)

@@ -41,7 +41,8 @@ def combined(
   of_suffix = attend(short, branches, suffix_length.ravel(), layer)
   of_prefix = [jnp.moveaxis(x.reshape(p, heads, g, n, -1), 2, 1) for x in of_prefix]
   of_suffix = [x.reshape(p, g, heads, n, -1) for x in of_suffix]
-  of_self = (rows * k[:, :, :, None]).sum(-1, keepdims=True, dtype=accumulator(k)) * d**-0.5
+  high = accumulator(k)
+  of_self = (rows.astype(high) * k[:, :, :, None].astype(high)).sum(-1, keepdims=True) * d**-0.5
 
   top = jnp.maximum(of_prefix[1], of_suffix[1])
   top = jnp.maximum(of_self, top if axis is None else jax.lax.pmax(top, axis))  # finite: a token sees itself

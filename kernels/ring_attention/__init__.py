@@ -79,5 +79,5 @@ def ring_attention_with_lse(
   if block < 1:
     raise ValueError(f"{block=} must be at least 1, the slots that were dealt together")
   run = choose(implementation, IMPLEMENTATIONS, {"default": "gather" if size * q.shape[1] <= GATHER_BELOW else "ring"})
-  module = choose(local, LOCAL, {"default": "pallas_tpu" if chip.tpu() else "xla"})
+  module = choose(local, LOCAL, {"default": "pallas_tpu" if chip.tpu() else "xla"}, "local")
   return run(q, k, v, *slots, axis, module, block)

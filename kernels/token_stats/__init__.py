@@ -3,6 +3,7 @@
 Letters: T tokens, D model width, V vocabulary (this device's columns of it, where it is cut over a mesh axis).
 """
 
+import operator
 from collections.abc import Callable
 
 import jax
@@ -44,21 +45,22 @@ def token_stats(
       and their gradient are 0.
 
   Raises:
-    ValueError: shapes or types disagree, the temperature is not positive (checked if it is a Python number) or not a
+    ValueError: shapes or types disagree, the temperature is not positive (checked where it is not traced) or not a
       scalar, `axis` is not one of the surrounding shard_map's, `vocabulary` is out of range, an unknown implementation.
   """
   _check(hidden, head, target, temperature)
   size = head.shape[1] * _axis_size(axis)
-  vocabulary = size if vocabulary is None else vocabulary
+  vocabulary = size if vocabulary is None else operator.index(vocabulary)
   if not 0 < vocabulary <= size:
     raise ValueError(f"{vocabulary=} must be in [1, {size}], the columns of head on all devices of {axis=}")
   run = choose(implementation, IMPLEMENTATIONS, {"default": "xla"})
 
+  target = target.astype(jnp.int32)  # a narrow type could not hold the size of the vocabulary
   exists = (target >= 0) & (target < vocabulary)
   first = 0 if axis is None else jax.lax.axis_index(axis) * head.shape[1]
   limit = None if vocabulary == size else jnp.asarray(vocabulary - first)
   temperature = jax.lax.stop_gradient(jnp.asarray(temperature, accumulator(hidden)))
-  hidden, head, column = _varying(axis, hidden, head, target.astype(jnp.int32) - first)
+  hidden, head, column = _varying(axis, hidden, head, target - first)
   logit, part = run(hidden, head, column, temperature, limit)
   if axis is not None:
     logit, part = jax.lax.psum(logit, axis), across(part, temperature, axis)
@@ -76,7 +78,7 @@ def _check(hidden: Array, head: Array, target: Array, temperature: float | Array
     raise ValueError(f"{target.dtype=} must be an integer type: targets are columns of head")
   if jnp.ndim(temperature):
     raise ValueError(f"{jnp.shape(temperature)=} must be (): one temperature for all tokens")
-  if isinstance(temperature, int | float) and not temperature > 0:
+  if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
     raise ValueError(f"{temperature=} must be positive")
 
 

@@ -1,5 +1,6 @@
 """The list of live block pairs, against the mask itself."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,6 +82,12 @@ def test_a_shared_prefix_of_120k_with_eight_branches_of_8k_is_mostly_without_mas
   assert some.sum() == n * (n + 1) // 2 + 8 * m * n + 8 * m * (m + 1) // 2
   assert every.sum() == some.sum() - (n + 8 * m)
   assert every.sum() / some.sum() > 0.98
+
+
+def test_too_many_blocks_are_refused_too():
+  some = jax.ShapeDtypeStruct((40000, 1, 1), bool)
+  with pytest.raises(ValueError, match=r"40000 rows of 1 query blocks x 1 key blocks; numbers of blocks go up to 32767"):
+    jax.eval_shape(lambda some: pairs(some, some, by_key=False), some)
 
 
 def test_too_many_pairs_are_refused_with_the_way_out():

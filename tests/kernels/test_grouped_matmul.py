@@ -114,7 +114,7 @@ def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_one
   np.testing.assert_allclose(got(rows, weights, sizes), want(rows, weights, sizes), atol=1e-5)
   with pytest.raises(ValueError, match="implementation='gmm' is not one of"):
     grouped_matmul(rows, weights, sizes, implementation="gmm")
-  with pytest.raises(ValueError, match=r"rows.dtype=.*bfloat16.*, sizes.dtype=.*; cast the first two to one type"):
+  with pytest.raises(ValueError, match=r"rows.dtype=.*bfloat16.*, sizes.dtype=.*; cast the first two to one floating type"):
     grouped_matmul(rows.astype(jnp.bfloat16), weights, sizes)
 
 
@@ -146,6 +146,21 @@ def test_spreading_and_collecting_are_each_others_transposes_without_a_scatter()
   for got, want in zip(run(x, rows), wanted):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
   assert "scatter" not in str(jax.make_jaxpr(run)(x, rows))
+
+
+@pytest.mark.parametrize("rows, weights", [((0, D), (E, D, F)), ((M, 0), (E, 0, F)), ((M, D), (E, D, 0))])
+def test_nothing_times_anything_is_nothing_and_has_a_gradient(run, rows, weights):
+  sizes = jnp.full(E, rows[0] // E)
+  out, (drows, dweights) = run(jnp.ones(rows), jnp.ones(weights), sizes, jnp.ones((rows[0], weights[2])))
+  assert (out.shape, drows.shape, dweights.shape) == ((rows[0], weights[2]), rows, weights)
+  assert not any(np.asarray(x).any() for x in (out, drows, dweights))
+
+
+def test_the_door_refuses_integers_and_no_groups():
+  with pytest.raises(ValueError, match="cast the first two to one floating type"):
+    grouped_matmul(jnp.zeros((M, D), int), jnp.zeros((E, D, F), int), jnp.zeros(E, int))
+  with pytest.raises(ValueError, match=r"weights.shape=\(0, .*at least one group"):
+    grouped_matmul(jnp.zeros((M, D)), jnp.zeros((0, D, F)), jnp.zeros(0, int))
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,11 @@ def test_dealing_blocks_round_and_collecting_them(ring, block, rounds):
       np.testing.assert_array_equal(device[:, d, r], x[:, start : start + block])
 
 
-@pytest.mark.parametrize("ring, most", [(8, 1.04), (64, 1.23)])
-def test_every_device_has_about_as_many_live_pairs_at_every_step(ring, most):
-  """A prefix of 120K with 8 branches of 8K, blocks of 512: the slowest device of each step, over an exact division."""
-  prefix, branch, size = 120 * 1024, 8 * 1024, 512
+@pytest.mark.parametrize("ring, branch, most", [(8, 8, 1.04), (64, 8, 1.23), (8, 50, 1.03), (64, 50, 1.16)])
+def test_every_device_has_about_as_many_live_pairs_at_every_step(ring, branch, most):
+  """A prefix of 120K with 8 branches of 8K or 50K, blocks of 512: the slowest device of each step, over an exact
+  division."""
+  prefix, branch, size = 120 * 1024, branch * 1024, 512
   segment = np.repeat([0, *range(1, 9)], [prefix, *[branch] * 8])[None]
   position = np.concatenate([np.arange(prefix), *[prefix + np.arange(branch)] * 8])[None]
   pad = [(0, 0), (0, -segment.shape[1] % (ring * size))]
@@ -153,7 +154,7 @@ def test_the_door_gathers_short_sequences_and_sends_long_ones_round(monkeypatch)
   from qwenlong_jax.kernels import ring_attention as door
 
   asked = []
-  monkeypatch.setattr(door, "choose", lambda name, table, preferred: asked.append(preferred["default"]) or spy)
+  monkeypatch.setattr(door, "choose", lambda name, table, preferred, *_: asked.append(preferred["default"]) or spy)
   spy = lambda q, *_: (q, q[..., 0])  # noqa: E731
   mesh = jax.make_mesh((8,), ("ring",), axis_types=(jax.sharding.AxisType.Auto,))
   for length in (65536, 65536 + 8):
@@ -189,3 +190,6 @@ def test_the_doors_name_what_is_wrong():
     ring_attention(q, q, q, slots[:, :7], slots, axis="ring")
   with pytest.raises(ValueError, match=r"10 slots are not whole rounds of ring=4 blocks of 2; pad to 16"):
     to_ring(jnp.zeros((1, 10)), 4, 2)
+  for shape, ring, block in (((1, 10), 0, 2), ((1, 10), 2, -5), ((1, 10), 2, 2.5), ((10,), 2, 5)):
+    with pytest.raises(ValueError, match=rf"ring={ring}, block={block}; wanted \[B L ...\], and whole numbers"):
+      to_ring(jnp.zeros(shape), ring, block)

@@ -328,6 +328,7 @@ def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_one
     ((T, D), (D, V), (T, 1), 1.0, r"target.shape=\(13, 1\)"),
     ((T, D), (D, V), (T,), 0.0, "temperature=0.0 must be positive"),
     ((T, D), (D, V), (T,), float("nan"), "temperature=nan must be positive"),
+    ((T, D), (D, V), (T,), np.float32(0), "temperature=.*0.* must be positive"),
     ((T, D), (D, V), (T,), np.ones(T), r"jnp.shape\(temperature\)=\(13,\) must be \(\)"),
     ((T, D), (D, 0), (T,), 1.0, "head.shape=.*at least one column"),
   ],
@@ -351,6 +352,14 @@ def test_the_door_refuses_other_types():
 def test_the_door_refuses_a_vocabulary_that_is_no_part_of_the_head(vocabulary):
   with pytest.raises(ValueError, match=rf"vocabulary={vocabulary} must be in \[1, 50\]"):
     token_stats(*random_inputs()[:3], vocabulary=vocabulary)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.uint16])
+def test_targets_may_be_of_a_type_that_holds_no_size_of_the_vocabulary(dtype):
+  hidden, _, target, _, _ = random_inputs()
+  head = jnp.asarray(np.random.default_rng(0).normal(size=(D, 2**16 + 4)), jnp.float32)
+  want, got = (token_stats(hidden, head, target.astype(kind))[0] for kind in (jnp.int32, dtype))
+  np.testing.assert_array_equal(got, want)
 
 
 def test_the_door_refuses_an_axis_that_is_not_there():

@@ -72,6 +72,7 @@ def test_a_run_may_end_with_a_stage_and_go_on_later(calls, tmp_path):
   assert [row["step"] for row in rows] == list(range(14))
 
 
+@pytest.mark.slow
 def test_rows_over_a_ring_train_as_on_one_device(tmp_path, monkeypatch):
   """A warm start, and a step that samples on the same mesh and learns what it sampled."""
   monkeypatch.setattr(rewards, "score", small.coin)
