@@ -78,8 +78,8 @@ def pairs(some: Bool[Array, "B N M"], every: Bool[Array, "B N M"], *, by_key: bo
   most = rows * n * m
   if rows * max(n, m) >= 2**BITS:
     raise ValueError(
-      f"{rows} rows of {n} query blocks x {m} key blocks; numbers of blocks go up to {2**BITS - 1}: take fewer rows at a "
-      "time, or shard the sequence (ring_attention)"
+      f"{rows} rows of {n} query blocks x {m} key blocks; numbers of blocks go up to {2**BITS - 1}: take fewer rows "
+      "at a time, or shard the sequence (ring_attention)"
     )
   if most > MOST_PAIRS:
     raise ValueError(

@@ -91,10 +91,10 @@ def _check_shapes(
 ) -> None:
   if q.ndim != 4 or k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3:] != q.shape[3:]:
     raise ValueError(f"{q.shape=}, {k.shape=}, {v.shape=}; wanted [P G H D], [P G K D], [P G K D]")
-  for name, cache, wanted in (("prefix", prefix, "[N P K S D]"), ("suffix", suffix, "[N P G K R D]")):
+  for name, cache, letters in (("prefix", prefix, "[N P K S D]"), ("suffix", suffix, "[N P G K R D]")):
     shapes = [jnp.shape(x) for x in cache]
-    if not isinstance(cache, tuple) or [len(x) for x in shapes] != [wanted.count(" ") + 1] * 2:
-      raise ValueError(f"{name} of shapes {shapes}; wanted a pair, keys and values {wanted}")
+    if not isinstance(cache, tuple) or [len(x) for x in shapes] != [letters.count(" ") + 1] * 2:
+      raise ValueError(f"{name} of shapes {shapes}; wanted a pair, keys and values {letters}")
   (p, g, h, d), heads = q.shape, k.shape[2]
   (layers, *_, s, _), r = prefix[0].shape, suffix[0].shape[4]
   if 0 in (p, g, h, d, heads, layers, s, r) or h % heads:

@@ -86,7 +86,7 @@ def test_a_shared_prefix_of_120k_with_eight_branches_of_8k_is_mostly_without_mas
 
 def test_too_many_blocks_are_refused_too():
   some = jax.ShapeDtypeStruct((40000, 1, 1), bool)
-  with pytest.raises(ValueError, match=r"40000 rows of 1 query blocks x 1 key blocks; numbers of blocks go up to 32767"):
+  with pytest.raises(ValueError, match=r"40000 rows of 1 query blocks x 1 key blocks; numbers .* go up to 32767"):
     jax.eval_shape(lambda some: pairs(some, some, by_key=False), some)
 
 

@@ -114,7 +114,7 @@ def test_without_a_name_the_door_takes_an_implementation_and_refuses_unknown_one
   np.testing.assert_allclose(got(rows, weights, sizes), want(rows, weights, sizes), atol=1e-5)
   with pytest.raises(ValueError, match="implementation='gmm' is not one of"):
     grouped_matmul(rows, weights, sizes, implementation="gmm")
-  with pytest.raises(ValueError, match=r"rows.dtype=.*bfloat16.*, sizes.dtype=.*; cast the first two to one floating type"):
+  with pytest.raises(ValueError, match=r"rows.dtype=.*bfloat16.*, sizes.dtype=.*; cast the first two to one floating"):
     grouped_matmul(rows.astype(jnp.bfloat16), weights, sizes)
 
 
