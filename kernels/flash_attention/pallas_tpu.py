@@ -29,6 +29,7 @@ from qwenlong_jax.kernels import chip
 from qwenlong_jax.kernels.flash_attention.blocks import Pairs, Slots, live, pairs
 from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
+from qwenlong_jax.kernels.precision import of_products
 
 Ref = Any  # a block in the chip's memory
 LANES = 128
@@ -251,7 +252,7 @@ def _run_forward(
   query, key, per_row, key_slots, query_slots = _specs(rows, d, tiles)
   column = pltpu.VMEM((rows, LANES), jnp.float32)
   out, lse = _call(
-    functools.partial(_forward_kernel, tiles=tiles, precision=_precision(q)),
+    functools.partial(_forward_kernel, tiles=tiles, precision=of_products(q)),
     "flash_attention_forward",
     todo,
     operands,
@@ -281,7 +282,7 @@ def _run_backward(
   query, key, per_row, key_slots, query_slots = _specs(rows, d, tiles)
   total = pltpu.VMEM((tiles.keys, d), jnp.float32)
   dq, dk, dv = _call(
-    functools.partial(_backward_kernel, tiles=tiles, precision=_precision(q)),
+    functools.partial(_backward_kernel, tiles=tiles, precision=of_products(q)),
     "flash_attention_backward",
     todo,
     (*operands, tiled.per_row(lse * math.log2(math.e)), tiled.per_row(delta)),
@@ -353,11 +354,6 @@ def _specs(rows: int, d: int, tiles: Tiles) -> tuple[pl.BlockSpec, ...]:
 def _rows(slots: Slots) -> Int[Array, "8 T"]:
   """Segments and positions as the first two of the eight sublanes of a register."""
   return jnp.pad(jnp.stack([x.ravel() for x in slots]), ((0, 6), (0, 0)))
-
-
-def _precision(x: Array) -> lax.Precision:
-  """Never the context's: a product of bfloat16 has one."""
-  return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _query(code: Array) -> Array:

@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels import chip
+from qwenlong_jax.kernels.precision import of_products
 from qwenlong_jax.kernels.prefix_decode.parts import NOTHING, combined
 
 Ref = Any  # a block in the chip's memory
@@ -81,7 +82,7 @@ def attend(
   axes = frozenset[str]().union(*(jax.typeof(x).manual_axis_type.varying for x in operands))
   varies = jax.sharding.ManualAxisType(varying=axes)
   out, lse = pl.pallas_call(
-    functools.partial(_kernel, size=size, precision=_precision(q)),
+    functools.partial(_kernel, size=size, precision=of_products(q)),
     name="prefix_decode",
     out_shape=[
       jax.ShapeDtypeStruct((b, heads, padded, width), jnp.float32, manual_axis_type=varies) for width in (d, LANES)
@@ -121,11 +122,6 @@ def _steps(length: Int[Array, "B"], size: int, slots: int) -> Steps:
   row = jnp.minimum(past.sum(1, dtype=jnp.int32), rows - 1)
   block = jnp.minimum(step - (past * counts).sum(1, dtype=jnp.int32), blocks - 1)
   return Steps(row, block, jnp.maximum(counts.sum(dtype=jnp.int32), 1))
-
-
-def _precision(x: Array) -> lax.Precision:
-  """Never the context's: a product of bfloat16 has one."""
-  return lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
 
 
 def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision) -> Array:

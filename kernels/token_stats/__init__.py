@@ -3,11 +3,11 @@
 Letters: T tokens, D model width, V vocabulary (this device's columns of it, where it is cut over a mesh axis).
 """
 
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.choice import choose
@@ -50,17 +50,17 @@ def token_stats(
   """
   _check(hidden, head, target, temperature)
   size = head.shape[1] * _axis_size(axis)
-  vocabulary = size if vocabulary is None else operator.index(vocabulary)
-  if not 0 < vocabulary <= size:
-    raise ValueError(f"{vocabulary=} must be in [1, {size}], the columns of head on all devices of {axis=}")
+  vocabulary = size if vocabulary is None else vocabulary
+  if not isinstance(vocabulary, int | np.integer) or not 0 < vocabulary <= size:
+    raise ValueError(f"{vocabulary=} must be an integer in [1, {size}], the columns of head on all devices of {axis=}")
   run = choose(implementation, IMPLEMENTATIONS, {"default": "xla"})
 
-  target = target.astype(jnp.int32)  # a narrow type could not hold the size of the vocabulary
+  target = target.astype(jnp.promote_types(target.dtype, jnp.int32))  # a narrow type may not hold `vocabulary`
   exists = (target >= 0) & (target < vocabulary)
   first = 0 if axis is None else jax.lax.axis_index(axis) * head.shape[1]
   limit = None if vocabulary == size else jnp.asarray(vocabulary - first)
   temperature = jax.lax.stop_gradient(jnp.asarray(temperature, accumulator(hidden)))
-  hidden, head, column = _varying(axis, hidden, head, target - first)
+  hidden, head, column = _varying(axis, hidden, head, target.astype(jnp.int32) - first)
   logit, part = run(hidden, head, column, temperature, limit)
   if axis is not None:
     logit, part = jax.lax.psum(logit, axis), across(part, temperature, axis)

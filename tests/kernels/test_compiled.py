@@ -67,8 +67,24 @@ def test_both_kernels_compile_and_need_memory_of_the_order_of_the_length(name, l
   assert temporary < 12 * 4 * length * heads * -(-head_dim // 128) * 128 + 2**23
 
 
-def test_float32_compiles():
-  gradient_of(flash_attention, mesh_of("v5p:2x2x1", 1), PartitionSpec(), 512, 4, 2, 128, jnp.float32).compile()
+@pytest.mark.parametrize(
+  "name, length, heads, kv_heads, head_dim",
+  [
+    ("v5p", 512, 4, 2, 128),
+    pytest.param("v5p", 4096, 32, 4, 256, marks=slow),
+    pytest.param("v6e", 4096, 32, 4, 128, marks=slow),
+    pytest.param("tpu7x", 4096, 32, 4, 128, marks=slow),
+  ],
+)
+def test_float32_compiles(name, length, heads, kv_heads, head_dim):
+  gradient_of(
+    flash_attention, mesh_of(TOPOLOGIES[name], 1), PartitionSpec(), length, heads, kv_heads, head_dim, jnp.float32
+  ).compile()
+
+
+def test_bfloat16_compiles_where_float32_products_are_asked_for():
+  with jax.default_matmul_precision("highest"):
+    gradient_of(flash_attention, mesh_of("v5p:2x2x1", 1), PartitionSpec(), 512, 4, 2, 128).compile()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +97,11 @@ def test_float32_compiles():
     pytest.param("v6e:8x8", 1048576, marks=slow),
     pytest.param("v6e:2x2", 32768, marks=slow),
     pytest.param("v5e:4x4", 262144, marks=slow),
-    pytest.param("tpu7x:2x2x1", 262144, marks=slow),
+    pytest.param(
+      "tpu7x:2x2x1",
+      262144,
+      marks=[slow, pytest.mark.xfail(strict=True, raises=AssertionError, reason="it compiles, but its transfers wait")],
+    ),
   ],
 )
 def test_the_rings_transfers_travel_while_the_kernels_compute(topology, length, tmp_path):
@@ -102,8 +122,6 @@ def test_the_rings_transfers_travel_while_the_kernels_compute(topology, length, 
   # In float32: dq and out while they are added up, with what a step adds, in two layouts; keys' arrays are an eighth.
   assert memory.temp_size_in_bytes < 14 * 4 * 8 * shard
   (path,) = tmp_path.glob("*.after_optimizations.txt")
-  if topology.startswith("tpu7x"):
-    return  # it compiles, but the transfers wait: its compiler wants other options
   beside = [transfer.beside for transfer in transfers(path.read_text())]
   assert sorted(beside) == [("flash_attention_backward",), ("flash_attention_backward",), ("flash_attention_forward",)]
 

@@ -144,3 +144,9 @@ def test_a_prefix_cut_over_four_chips_compiles(name):
   assert "prefix_decode" in text and "all-reduce" in text
   assert "all-gather" not in text and "all-to-all" not in text
   assert temporary < 2**22
+
+
+def test_bfloat16_compiles_where_float32_products_are_asked_for():
+  mesh = mesh_of("v5p")
+  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+    jax.jit(prefix_decode).lower(*arguments(mesh, 1024, 8, 2, 128, jnp.bfloat16)).compile()

@@ -261,7 +261,7 @@ def test_a_cache_is_a_pair(cache):
 
 
 def test_a_token_sees_itself_in_float32_without_the_compilers_help():
-  """Scores near 13, whose products bfloat16 would round by 0.03 nats in all."""
+  """Products of up to a hundred, each of which bfloat16 would round."""
   random = np.random.default_rng(0)
   q, k = (jnp.asarray(random.normal(0, 4, (1, 1, 1, 128)), jnp.bfloat16) for _ in range(2))
   empty = jnp.ones((1, 1, 1, 1, 128), jnp.bfloat16)

@@ -348,9 +348,9 @@ def test_the_door_refuses_other_types():
     token_stats(hidden, head, target.astype(jnp.float32))
 
 
-@pytest.mark.parametrize("vocabulary", [0, -1, V + 1])
+@pytest.mark.parametrize("vocabulary", [0, -1, V + 1, 3.5])
 def test_the_door_refuses_a_vocabulary_that_is_no_part_of_the_head(vocabulary):
-  with pytest.raises(ValueError, match=rf"vocabulary={vocabulary} must be in \[1, 50\]"):
+  with pytest.raises(ValueError, match=rf"vocabulary={vocabulary} must be an integer in \[1, 50\]"):
     token_stats(*random_inputs()[:3], vocabulary=vocabulary)
 
 
@@ -360,6 +360,14 @@ def test_targets_may_be_of_a_type_that_holds_no_size_of_the_vocabulary(dtype):
   head = jnp.asarray(np.random.default_rng(0).normal(size=(D, 2**16 + 4)), jnp.float32)
   want, got = (token_stats(hidden, head, target.astype(kind))[0] for kind in (jnp.int32, dtype))
   np.testing.assert_array_equal(got, want)
+
+
+def test_a_wide_target_that_is_no_token_stays_none():
+  """2**32 and one are the same 32 bits."""
+  hidden, head, target, _, _ = random_inputs()
+  with jax.enable_x64(True):
+    logprob, _ = token_stats(hidden, head, jnp.full(target.shape, 2**32 + 1, jnp.int64))
+  np.testing.assert_array_equal(logprob, -np.inf)
 
 
 def test_the_door_refuses_an_axis_that_is_not_there():
