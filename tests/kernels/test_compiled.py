@@ -100,7 +100,7 @@ def test_bfloat16_compiles_where_float32_products_are_asked_for():
     pytest.param(
       "tpu7x:2x2x1",
       262144,
-      marks=[slow, pytest.mark.xfail(strict=True, raises=AssertionError, reason="it compiles, but its transfers wait")],
+      marks=[slow, pytest.mark.xfail(strict=True, raises=AssertionError, reason="two transfers are not hidden")],
     ),
   ],
 )
