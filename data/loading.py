@@ -4,8 +4,9 @@ A data set is a folder of ArrayRecord files, `<task>-00000-of-00002.array_record
 `manifest.json`, which counts them. Each file is written under a temporary name and renamed, the manifest last: a folder
 with a manifest is complete.
 
-The stream, for each host: every task's examples are shuffled anew in each epoch, repeated, and cut into one slice for
-each host; then the slices are mixed in the order of `balancing`. It is a pure function of (seed, step).
+The stream: every task's examples are shuffled anew in each epoch and repeated, then mixed in the order of `balancing`.
+It is a pure function of (seed, row). A host reads only its own rows of each batch, so that neither the order nor an
+iterator's state depends on how many hosts there are.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import numpy as np
 from absl import flags
 from array_record.python import array_record_module
 
-from qwenlong_jax.data.balancing import Rotation
+from qwenlong_jax.data import balancing
 from qwenlong_jax.types import TASKS, Example, Span
 
 FORMAT = 1
@@ -71,24 +72,25 @@ def load(
   folder: str | os.PathLike,
   batch_size: int,
   seed: int,
-  host: int = 0,
-  hosts: int = 1,
+  rows: Sequence[int] | np.ndarray | None = None,
   workers: int = 0,
   balanced: bool = True,
 ) -> grain.DatasetIterator:
-  """An endless iterator over this host's share of task-balanced batches: `list[Example]` of batch_size // hosts.
+  """An endless iterator over task-balanced batches: `list[Example]`, of each batch those of its `rows` (None: all).
 
   Without `balanced` all tasks are shuffled together and a batch holds what comes: the report's baseline in Table 2.
 
   Tasks rotate in the order of types.TASKS. `get_state()` and `set_state()` resume it exactly, in mid-epoch too, with
-  the same batch_size, seed, hosts and workers. With workers > 0 that many processes read ahead; they are spawned, so a
-  script must start its work under `if __name__ == "__main__":`.
+  the same batch_size, seed and workers, whatever the rows. With workers > 0 that many processes read ahead; they are
+  spawned, so a script must start its work under `if __name__ == "__main__":`.
 
   Raises:
-    FileNotFoundError, ValueError: a missing, incomplete or damaged data set, a task without examples, or a batch that
-      does not divide by hosts; each names the file or number and what to do.
+    FileNotFoundError, ValueError: a missing, incomplete or damaged data set, a task without examples, or rows that are
+      not of the batch; each names the file or number and what to do.
   """
-  rotation = Rotation(batch_size, len(TASKS), host, hosts)
+  own = list(range(batch_size)) if rows is None else [int(row) for row in rows]
+  if not own or not 0 <= min(own) <= max(own) < batch_size:
+    raise ValueError(f"rows={own} must be at least one of the {batch_size=} rows 0..{batch_size - 1}")
   sources = _open(Path(folder))
   if missing := [task for task in TASKS if not len(sources.get(task, ()))]:
     raise ValueError(
@@ -97,18 +99,16 @@ def load(
     )
   if workers < 0:
     raise ValueError(f"{workers=} must be 0 (read in this process) or more")
-  streams = [
-    grain.MapDataset.source(sources[task]).seed(_seed(seed, number)).shuffle().repeat()[host::hosts]
-    for number, task in enumerate(TASKS)
-  ]
   if balanced:
-    mixed = grain.MapDataset.select_from_datasets(streams, _Mix(rotation))
+    streams = [
+      grain.MapDataset.source(sources[task]).seed(_seed(seed, number)).shuffle().repeat()
+      for number, task in enumerate(TASKS)
+    ]
   else:
     pool = grain.MapDataset.concatenate([grain.MapDataset.source(sources[task]) for task in TASKS])
-    mixed = pool.seed(_seed(seed, len(TASKS))).shuffle().repeat()[host::hosts]
-  batches = mixed.batch(rotation.local, drop_remainder=True, batch_fn=list).to_iter_dataset(
-    grain.ReadOptions(num_threads=0)
-  )
+    streams = [pool.seed(_seed(seed, len(TASKS))).shuffle().repeat()]
+  mixed = grain.MapDataset.select_from_datasets(streams, _Mix(batch_size, own, len(streams)))
+  batches = mixed.batch(len(own), drop_remainder=True, batch_fn=list).to_iter_dataset(grain.ReadOptions(num_threads=0))
   if workers:
     _parse_flags()
     batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
@@ -116,16 +116,17 @@ def load(
 
 
 class _Mix(grain.python.DatasetSelectionMap):
-  """Grain's view of a Rotation: row of the mixed stream -> (task, row of that task's stream)."""
+  """Grain's view of the order: this host's n-th row -> (stream, row of that stream)."""
 
-  def __init__(self, rotation: Rotation):
-    self._rotation = rotation
+  def __init__(self, batch_size: int, rows: Sequence[int], streams: int):
+    self._batch_size, self._rows, self._streams = batch_size, rows, streams
 
   def __len__(self) -> int:
-    return sys.maxsize // self._rotation.hosts
+    return sys.maxsize // self._batch_size * len(self._rows)
 
   def __getitem__(self, index: int) -> tuple[int, int]:
-    return self._rotation[index]
+    step, place = divmod(index, len(self._rows))
+    return balancing.place(step * self._batch_size + self._rows[place], self._streams)
 
 
 class _Source:

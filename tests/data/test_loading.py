@@ -68,19 +68,15 @@ def test_five_batches_hold_equal_numbers_of_each_task(folder, batch_size):
   assert tasks == dict.fromkeys(TASKS, batch_size)
 
 
-@pytest.mark.parametrize(("batch_size", "hosts"), [(10, 2), (6, 2), (10, 5), (12, 3)])
-def test_hosts_read_different_examples_and_together_balanced_batches(tmp_path, batch_size, hosts):
-  each = 4 * batch_size
-  loading.write_shards(tmp_path / "set", examples(each))
-  iterators = [loading.load(tmp_path / "set", batch_size, 3, host, hosts) for host in range(hosts)]
-  seen = []
-  for _ in range(10):
-    rows = [example for iterator in iterators for example in next(iterator)]
-    assert len(rows) == batch_size
-    counts = Counter(row.task for row in rows)
-    assert max(counts[t] for t in TASKS) - min(counts[t] for t in TASKS) <= 1
-    seen += [row.id for row in rows]
-  assert len(seen) == len(set(seen))
+@pytest.mark.parametrize("balanced", [True, False])
+def test_hosts_read_their_own_rows_of_the_batches_that_one_host_reads(folder, balanced):
+  whole = loading.load(folder, 6, 3, balanced=balanced)
+  shares = [[0, 1], [2, 5], [3, 4]]  # not every mesh leaves a host rows that follow each other
+  hosts = [loading.load(folder, 6, 3, rows, balanced=balanced) for rows in shares]
+  for wanted in ids(whole, 12):
+    for rows, host in zip(shares, hosts):
+      assert ids(host, 1) == [[wanted[row] for row in rows]]
+  assert all(host.get_state() == whole.get_state() for host in hosts)
 
 
 def test_an_epoch_reads_every_example_once_and_the_next_in_another_order(folder):
@@ -178,9 +174,10 @@ def test_an_unreadable_manifest_is_named(folder):
     loading.read_all(folder)
 
 
-def test_a_batch_that_hosts_cannot_share_is_refused_before_anything_is_read(tmp_path):
-  with pytest.raises(ValueError, match=r"batch_size=5 must be a positive multiple of hosts=2.*use 4 or 6"):
-    loading.load(tmp_path / "nowhere", 5, seed=0, hosts=2)
+def test_rows_that_are_not_of_the_batch_are_refused_before_anything_is_read(tmp_path):
+  for rows in ([], [4, 5]):
+    with pytest.raises(ValueError, match=r"rows=\[.*\] must be at least one of the batch_size=5 rows 0\.\.4"):
+      loading.load(tmp_path / "nowhere", 5, seed=0, rows=rows)
 
 
 def test_more_shards_than_examples_are_refused(tmp_path):
