@@ -20,7 +20,7 @@ from qwenlong_jax.kernels import grouped_matmul, ring_attention
 from qwenlong_jax.kernels.flash_attention import flash_attention
 from qwenlong_jax.kernels.token_stats import token_stats
 from qwenlong_jax.models.qwen3 import Qwen3
-from qwenlong_jax.parallelism import rules
+from qwenlong_jax.parallelism import hosts, rules
 from qwenlong_jax.rl.loss import surrogate
 from qwenlong_jax.types import TrainBatch
 
@@ -119,7 +119,7 @@ class Learner:
     """One optimizer step up the objective sum(weight * ratio) (eq. 4); `state` is donated.
 
     Where every weight is 0 (nothing to learn from) or the gradient is not finite, parameters and optimizer stay as they
-    are and only `step` advances.
+    are and only `step` advances. `batch` holds this process's rows, the metrics' `logprob` those of all.
 
     Raises:
       ValueError: the rows do not divide over the devices and micro-batches.
@@ -127,13 +127,15 @@ class Learner:
     return self._update(state, self._put(batch))
 
   def _put(self, batch: TrainBatch) -> TrainBatch:
-    rows, devices = batch.tokens.shape[0], self.mesh.shape["data"]
-    micro = self.micro_rows or max(rows // devices, 1)
-    if rows % (devices * micro):
+    devices, here = self.mesh.shape["data"], hosts.places(self.mesh)
+    rows = batch.tokens.shape[0]
+    micro = self.micro_rows or max(rows // here, 1)
+    if rows % (here * micro):
       raise ValueError(
-        f"{rows} rows do not divide by mesh.data={devices} times micro_rows={micro}; change batch.prompts or micro_rows"
+        f"{rows * devices // here} rows do not divide by mesh.data={devices} times micro_rows={micro}; "
+        "change batch.prompts or micro_rows"
       )
-    return jax.device_put(batch, rules.rows(self.mesh))
+    return hosts.put(batch, self.mesh)
 
   def _loss(self, params: PyTree, micro: TrainBatch) -> tuple[Float[Array, ""], tuple[Array, Array]]:
     """(loss, ([loss, sum of nll, correct, targets], log-probabilities)) of a micro-batch; plain sums of its slots."""
@@ -200,6 +202,8 @@ class Learner:
     )(params, batch)
     if (ring := self.mesh.shape["ring"]) > 1:
       logprob = ring_attention.from_ring(logprob, ring, self.ring_block)[:, :length]
+      # Whole rows: a ring may go through several processes, each of which asks for all slots of its rows.
+      logprob = jax.lax.with_sharding_constraint(logprob, rules.rows(self.mesh))
     return grads, sums, logprob
 
   def _dealt(self, batch: TrainBatch) -> TrainBatch:

@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Normalizer = Literal["group", "batch", "sequence"]
 
@@ -40,9 +40,20 @@ def token_weights(
       "wanted advantage [P G], indicator [P G R], keep [P G], mask [P G R]; "
       f"got {advantage.shape}, {indicator.shape}, {keep.shape}, {mask.shape}"
     )
-  counted = mask & keep[..., None] if drop else mask
-  coefficient = np.where(keep, advantage, 0.0) / _normalizer(np.sum(counted, axis=-1), normalizer)
+  coefficient = sample_weights(advantage, keep, np.sum(mask, axis=-1), normalizer, drop)
   return np.where(indicator & mask, coefficient[..., None], 0.0)
+
+
+def sample_weights(
+  advantage: Float[np.ndarray, "P G"],
+  keep: Bool[np.ndarray, "P G"],
+  length: Int[np.ndarray, "P G"],
+  normalizer: Normalizer = "group",
+  drop: bool = False,
+) -> Float[np.ndarray, "P G"]:
+  """What `token_weights` gives a sample's tokens, those silenced aside; `length` counts its response tokens."""
+  counted = np.where(keep, length, 0) if drop else length
+  return np.where(keep, advantage, 0.0) / _normalizer(counted, normalizer)
 
 
 def _normalizer(length: np.ndarray, normalizer: Normalizer) -> Float[np.ndarray, "P G"]:
@@ -58,11 +69,6 @@ def _normalizer(length: np.ndarray, normalizer: Normalizer) -> Float[np.ndarray,
   else:
     raise ValueError(f"{normalizer=} is not a normaliser; choose 'group' (eq. 4), 'batch' or 'sequence'")
   return np.maximum(divisor, 1).astype(np.float64)
-
-
-def nothing_to_learn(weight: Float[np.ndarray, "..."]) -> bool:
-  """True if every weight is 0 (all masked, all zero, empty batch): skip the optimizer entirely, and log it."""
-  return not np.any(weight)
 
 
 def surrogate(

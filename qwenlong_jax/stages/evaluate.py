@@ -1,6 +1,7 @@
 """Sampled rewards on held-out prompts, with intervals, and transcripts to read."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,11 +10,12 @@ from jaxtyping import PyTree
 
 from qwenlong_jax.data import loading
 from qwenlong_jax.evaluation.metrics import summarize
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl.learner import Learner
 from qwenlong_jax.rollout.engine import Engine
 from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.stages.reinforce import rewards_of, sampling_of, score
-from qwenlong_jax.stages.setup import Workshop, data_folder, prompt_slots, tokenize
+from qwenlong_jax.stages.setup import Workshop, data_folder, on_devices, prompt_slots, tokenize
 from qwenlong_jax.types import TASKS, Example, Rollout, Score
 
 # Responses per task and prompt length whose text is kept.
@@ -24,9 +26,8 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
   """Samples and scores every held-out prompt once, unless this evaluation is on disk already."""
   folder = shop.workdir / "evaluation"
   path = folder / f"{number:02d}-{name}.json"
-  if path.exists():
+  if hosts.first(path.exists):
     return
-  folder.mkdir(exist_ok=True)
   settings = shop.config.evaluation
   engine = Engine(learner.graph, shop.mesh)
   weights = for_decoding(params, shop.mesh)
@@ -42,35 +43,33 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
     for index in range(0, len(examples), count):
       chunk = examples[index : index + count]
       padded = chunk + chunk[:1] * (-len(chunk) % shop.mesh.shape["data"])
+      mine = hosts.rows(shop.mesh, len(padded))
+      own = [padded[row] for row in mine]
       sampled = engine.generate(
         weights,
-        tokenize(shop, padded, slots),
+        on_devices(shop, tokenize(shop, own, slots)),
         jax.random.fold_in(jax.random.fold_in(key, prompt_tokens), index),
         group=settings.group,
         sampling=sampling,
       )
-      sampled = first(jax.device_get(sampled), len(chunk))
-      scores = score(shop, chunk, sampled)
-      for example, reward in zip(chunk, rewards_of(scores), strict=True):
-        rewards[example.task].append(reward)
-      transcripts += [
-        transcript(shop, example, sampled, scores, row) for row, example in enumerate(chunk[:TRANSCRIPTS])
-      ]
+      sampled = hosts.fetch(sampled, shop.mesh)
+      scores = score(shop, own, sampled)
+      kept = np.full(len(own), None)
+      for n in range(int((mine < min(TRANSCRIPTS, len(chunk))).sum())):
+        kept[n] = transcript(shop, own[n], sampled, scores, n)
+      reward, kept = hosts.gather((rewards_of(scores), kept), shop.mesh)
+      for example, group in zip(chunk, reward):
+        rewards[example.task].append(group)
+      transcripts += list(kept[: min(TRANSCRIPTS, len(chunk))])
   summary = {"name": name, "stage": name, "step": step, **summarize({task: np.stack(r) for task, r in rewards.items()})}
   lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in transcripts)
-  write(path.with_suffix(".transcripts.jsonl"), lines)
-  write(path, json.dumps(summary) + "\n")
+  hosts.first(partial(write, path.with_suffix(".transcripts.jsonl"), lines))
+  hosts.first(partial(write, path, json.dumps(summary) + "\n"))
   overall = summary["overall"]
-  print(
+  hosts.say(
     f"evaluation {name}: reward {overall['mean']:.3f} [{overall['low']:.3f} {overall['high']:.3f}]  "
-    + "  ".join(f"{task} {entry['mean']:.2f}" for task, entry in summary["tasks"].items()),
-    flush=True,
+    + "  ".join(f"{task} {entry['mean']:.2f}" for task, entry in summary["tasks"].items())
   )
-
-
-def first(sampled: Rollout, count: int) -> Rollout:
-  """The rollouts of the first `count` prompts."""
-  return jax.tree.map(lambda x: x[:count] if x.ndim else x, sampled)
 
 
 def transcript(shop: Workshop, example: Example, sampled: Rollout, scores: list[list[Score]], row: int) -> dict:
@@ -91,6 +90,7 @@ def transcript(shop: Workshop, example: Example, sampled: Rollout, scores: list[
 
 def write(path: Path, text: str) -> None:
   """All of the file or nothing."""
+  path.parent.mkdir(exist_ok=True)
   temporary = path.with_name(path.name + ".partial")
   temporary.write_text(text)
   temporary.replace(path)

@@ -3,12 +3,14 @@
 The same call again goes on from the last checkpoint; what is on disk is not done twice.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
 from ml_collections import ConfigDict
 
 from qwenlong_jax.checkpoints import Checkpoints
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.reporting import Reporter, report
 from qwenlong_jax.rl import advantages, aepo, clipping, loss
 from qwenlong_jax.rl.learner import Learner, TrainState
@@ -36,7 +38,7 @@ def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
     if config.warmstart.steps:
       learners[WARMSTART] = warmstart.make_learner(shop)
     done, state, carry, rows = restore(shop, plan, learners, checkpoints)
-    with Reporter(workdir, resume_at=rows) as reporter:
+    with Reporter(workdir, resume_at=rows) if hosts.is_first() else nullcontext() as reporter:
       session = Session(checkpoints, reporter, every=settings.every, total=plan[-1][2], carry=carry)
       for number, (name, first, end) in enumerate(plan):
         if end <= done and name != until:
@@ -61,7 +63,7 @@ def run(config: ConfigDict, workdir: Path, until: str = "") -> None:
           evaluate.run(shop, learner, state.params, name=name, step=end, number=number + 1)
           return
       evaluate.run(shop, learners[plan[-1][0]], state.params, name=plan[-1][0], step=plan[-1][2], number=len(plan))
-  print(f"report: {report(workdir)}", flush=True)
+  hosts.first(lambda: print(f"report: {report(workdir)}", flush=True))
 
 
 def check_rows(config: ConfigDict, devices: int) -> None:
@@ -100,7 +102,7 @@ def restore(
   name = next((name for name, _, end in plan if done < end), plan[-1][0])
   done, state, host = checkpoints.restore(learners[name].abstract_state())
   rows = host.pop("rows")
-  print(f"restored step {done} from {checkpoints.folder}", flush=True)
+  hosts.say(f"restored step {done} from {checkpoints.folder}")
   return done, state, Carry(**host), rows
 
 

@@ -1,6 +1,9 @@
 """The reinforcement loop (sections 2.2, 4.2-4.4): sample, score, weigh, learn; one gradient step per batch.
 
-Letters: P prompts, G responses to each, R response slots.
+Each process samples, scores and packs its own prompts; what a whole batch says (eqs. 7, 11) is made of small numbers of
+every prompt, which all processes gather.
+
+Letters: P prompts, p of them of this process, G responses to each, R response slots.
 """
 
 from collections import Counter
@@ -15,13 +18,14 @@ from ml_collections import ConfigDict
 
 from qwenlong_jax import rewards
 from qwenlong_jax.data import loading
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl import advantages, aepo, clipping, loss, packing
 from qwenlong_jax.rl.learner import Learner, Ratio, TrainState
 from qwenlong_jax.rollout.engine import Engine, Sampling
 from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.stages.session import Session
-from qwenlong_jax.stages.setup import Workshop, data_folder, prompt_slots, tokenize
-from qwenlong_jax.types import TASKS, Example, Rollout, Score
+from qwenlong_jax.stages.setup import Workshop, data_folder, on_devices, prompt_slots, tokenize
+from qwenlong_jax.types import TASKS, Array, Example, Rollout, Score
 
 
 def make_learner(shop: Workshop) -> Learner:
@@ -66,11 +70,10 @@ def train(
   key = jax.random.fold_in(jax.random.key(config.seed), number)
   folder = data_folder(shop, "train", stage.prompt_tokens, config.data.examples)
 
-  settings = config.data
+  mesh, settings = shop.mesh, config.data
+  mine = hosts.rows(mesh, config.batch.prompts)
   with closing(
-    loading.load(
-      folder, config.batch.prompts, config.seed + number, workers=settings.workers, balanced=settings.balanced
-    )
+    loading.load(folder, config.batch.prompts, config.seed + number, mine, settings.workers, settings.balanced)
   ) as tasks:
     if carry.iterator is not None:
       tasks.set_state(carry.iterator)
@@ -78,46 +81,46 @@ def train(
       # 1-3. A task-balanced batch, and G responses to each of its prompts.
       examples = next(tasks)
       carry.iterator = tasks.get_state()
-      task = np.array([TASKS.index(example.task) for example in examples])
-      weights = for_decoding(state.params, shop.mesh)
-      sampled = engine.generate(
-        weights, tokenize(shop, examples, slots), jax.random.fold_in(key, index), group=group, sampling=sampling
-      )
-      sampled = jax.device_get(sampled)
+      prompts = on_devices(shop, tokenize(shop, examples, slots))
+      weights = for_decoding(state.params, mesh)
+      sampled = engine.generate(weights, prompts, jax.random.fold_in(key, index), group=group, sampling=sampling)
+      sampled = hosts.fetch(sampled, mesh)
 
       # 4-5. Rewards, and each sample's advantage over the global batch (eq. 7).
       scores = score(shop, examples, sampled)
-      reward = dealt(rewards_of(scores), config, first + index)
+      mask = packing.response_mask(sampled)
+      task, reward, failure, length, stopped, spread = hosts.gather(outcomes(examples, scores, sampled, mask), mesh)
+      reward = dealt(reward, config, first + index)
       valid = np.ones(reward.shape, bool)
       advantage = advantages.advantages(reward, task, valid, config.advantage.scope, config.advantage.ddof)
 
       # 6-7. Rows with the prompt once, and the entropy of the policy before the update (eq. 11).
-      mask = packing.response_mask(sampled)
       batch = packing.shared_prefix(sampled, shop.tokenizer.pad_id)
-      entropy = aepo.batch_entropy(sampled.entropy.reshape(-1, mask.shape[2]), mask.reshape(-1, mask.shape[2]))
+      entropy = aepo.batch_entropy(spread.reshape(-1, 1), length.reshape(-1, 1) > 0)  # a mean for each sample
 
       # 8. The latch, then what each token weighs in the objective (eqs. 4, 8, 9; section 4.4).
       carry.latch, _ = aepo.latch(carry.latch, entropy, band)
       mode = config.aepo.mode
       keep = np.ones(reward.shape, bool) if mode == "off" else aepo.keep(advantage, carry.latch, entropy, band, mode)
       indicator = clipping.indicator(
-        advantage.reshape(-1),
+        advantage[mine].reshape(-1),
         sampled.entropy.reshape(-1, mask.shape[2]),
         mask.reshape(-1, mask.shape[2]),
         config.clipping.mode,
         config.clipping.tau,
       ).reshape(mask.shape)
-      weight = loss.token_weights(advantage, indicator, keep, mask, config.loss.normalizer, config.loss.drop)
+      coefficient = loss.sample_weights(advantage, keep, length, config.loss.normalizer, config.loss.drop)
+      weight = np.where(indicator & mask, coefficient[mine][..., None], 0.0)
 
       # 9-10. One optimizer step; then the record.
       state, update = learner.update(state, packing.with_weights(batch, weight, mask))
-      update = jax.device_get(update)
+      update = hosts.fetch(update, mesh)
       session.check_finite(bool(update.finite), config.optimizer.nonfinite_limit)
-      learned = mask & (weight != 0).any(axis=(1, 2), keepdims=True)  # Other rows may not be computed.
-      gap = np.abs(packing.unpack(batch, update.logprob, mask) - sampled.logprob)[learned]
-      row = record(sampled, scores, reward, task, gap)
+      row = record(reward, task, failure, length, stopped)
+      row |= gaps(*hosts.gather(row_gaps(packing.unpack(batch, update.logprob, mask), sampled, mask, weight), mesh))
       row |= {
         "stage": name,
+        "prefill_tokens": int(sampled.prefill_tokens),
         "entropy": entropy,
         "band_low": band.low,
         "band_high": band.high,
@@ -127,9 +130,9 @@ def train(
         "loss": float(update.loss),
         "gradient_norm": float(update.gradient_norm),
         "learned_tokens": int(update.learned_tokens),
-        "skipped": skipped(weight, bool(update.finite)),
+        "skipped": skipped(int(update.learned_tokens), bool(update.finite)),
       }
-      tokens = int(mask.sum() + sampled.prompts.length.sum())
+      tokens = int(length.sum() + prompts.length.sum())
       session.finish_step(first + index, state, row, tokens, last=index + 1 == stage.steps)
   return state
 
@@ -156,25 +159,44 @@ def dealt(reward: Float[np.ndarray, "P G"], config: ConfigDict, step: int) -> Fl
   return np.random.default_rng([config.seed, step]).permutation(reward.reshape(-1)).reshape(reward.shape)
 
 
-def skipped(weight: np.ndarray, finite: bool) -> str:
+def outcomes(
+  examples: list[Example], scores: list[list[Score]], sampled: Rollout, mask: np.ndarray
+) -> tuple[Array, ...]:
+  """Of this process's prompts: task [p], and [p G] reward, failure, length, stopped, the response's mean entropy."""
+  task = np.array([TASKS.index(example.task) for example in examples])
+  failure = np.array([[one.failure for one in group] for group in scores])
+  spread = aepo.sequence_means(np.asarray(sampled.entropy, np.float64), mask)
+  return task, rewards_of(scores), failure, sampled.length, sampled.stopped, spread
+
+
+def row_gaps(logprob: np.ndarray, sampled: Rollout, mask: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, ...]:
+  """Of each row [p]: the tokens whose log-probability sampler and trainer computed; sum and maximum of |difference|."""
+  learned = mask & (weight != 0).any(axis=(1, 2), keepdims=True)  # Other rows may not be computed.
+  gap = np.where(learned, np.abs(logprob - sampled.logprob), 0.0).astype(np.float64)
+  return learned.sum((1, 2)), gap.sum((1, 2)), gap.max((1, 2))
+
+
+def gaps(tokens: np.ndarray, total: np.ndarray, largest: np.ndarray) -> dict[str, float | None]:
+  """`row_gaps` of all rows, for the record."""
+  count = int(tokens.sum())
+  return {"gap_mean": float(total.sum()) / count if count else None, "gap_max": float(largest.max()) if count else None}
+
+
+def skipped(learned: int, finite: bool) -> str:
   """Why the optimizer did not move, "" if it did."""
   if not finite:
     return "nonfinite"
-  return "nothing_to_learn" if loss.nothing_to_learn(weight) else ""
+  return "" if learned else "nothing_to_learn"
 
 
 def record(
-  sampled: Rollout, scores: list[list[Score]], reward: np.ndarray, task: np.ndarray, gap: np.ndarray
+  reward: np.ndarray, task: np.ndarray, failure: np.ndarray, length: np.ndarray, stopped: np.ndarray
 ) -> dict[str, Any]:
-  """What a batch of rollouts looked like; `gap` is |sampler - trainer| of the log-probabilities that both computed."""
-  failures = Counter(one.failure for group in scores for one in group if one.failure)
+  """What a batch of rollouts looked like."""
   return {
     "reward": float(reward.mean()),
     "reward_by_task": {TASKS[t]: float(reward[task == t].mean()) for t in np.unique(task)},
-    "response_length": float(sampled.length.mean()),
-    "stopped_fraction": float(sampled.stopped.mean()),
-    "gap_mean": float(gap.mean()) if gap.size else None,
-    "gap_max": float(gap.max()) if gap.size else None,
-    "prefill_tokens": int(sampled.prefill_tokens),
-    "failures": dict(failures),
+    "response_length": float(length.mean()),
+    "stopped_fraction": float(stopped.mean()),
+    "failures": dict(Counter(str(name) for name in failure.reshape(-1) if name)),
   }

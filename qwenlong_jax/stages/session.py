@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from qwenlong_jax.checkpoints import Checkpoints
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.reporting import Reporter, StepMetrics
 from qwenlong_jax.rl.learner import TrainState
 
@@ -34,10 +35,10 @@ class Carry:
 
 @dataclass
 class Session:
-  """The open run."""
+  """The open run. One process has a reporter, the others None; all that it carries is the same on all of them."""
 
   checkpoints: Checkpoints
-  reporter: Reporter
+  reporter: Reporter | None
   every: int
   total: int
   carry: Carry = field(default_factory=Carry)
@@ -59,21 +60,25 @@ class Session:
     """
     now, compiled = time.perf_counter(), self._compiled()
     row = StepMetrics(step=step, compilations=compiled - self._compilations, **metrics)
-    self.reporter.write(row, seconds=now - self._clock, tokens=tokens, total_steps=self.total)
+    if self.reporter is not None:
+      self.reporter.write(row, seconds=now - self._clock, tokens=tokens, total_steps=self.total)
     self._clock, self._compilations = now, compiled
-    if not last and (self.terminated or (step + 1) % self.every == 0):
-      self._save(step + 1, state)
+    if not last:
+      stops = hosts.anywhere(self.terminated)
+      if stops or (step + 1) % self.every == 0:
+        self._save(step + 1, state, stops)
 
   def finish_stage(self, step: int, state: TrainState) -> None:
     """Saves the moment before `step`, the first of the next stage, whose state is `state`."""
     self.carry.iterator = None
-    self._save(step, state)
+    self._save(step, state, hosts.anywhere(self.terminated))
 
-  def _save(self, step: int, state: TrainState) -> None:
-    self.checkpoints.save(step, state, {"rows": self.reporter.rows, **vars(self.carry)})
-    if self.terminated:
+  def _save(self, step: int, state: TrainState, stops: bool) -> None:
+    # Every step has left one row.
+    self.checkpoints.save(step, state, {"rows": step, **vars(self.carry)})
+    if stops:
       self.checkpoints.wait()
-      print(f"stopped by SIGTERM after {step} steps, which are saved; the same command goes on from there", flush=True)
+      hosts.say(f"stopped by SIGTERM after {step} steps, which are saved; the same command goes on from there")
       raise SystemExit(STOPPED)
 
   def check_finite(self, finite: bool, limit: int) -> None:

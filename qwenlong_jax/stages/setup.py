@@ -19,6 +19,7 @@ from qwenlong_jax.models.induction import look_back
 from qwenlong_jax.models.presets import PRESETS, Qwen3Config, from_hf
 from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.models.tokenizer import Tokenizer
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.parallelism.mesh import make_mesh
 from qwenlong_jax.rl.learner import Learner
 from qwenlong_jax.types import TASKS, Example, Prompts
@@ -45,6 +46,8 @@ class Workshop:
 
 def workshop(config: ConfigDict, workdir: Path) -> Workshop:
   """Reads or trains the tokenizer and settles the model's shape."""
+  mesh = make_mesh(config.mesh.data, config.mesh.ring)
+  hosts.check(mesh)
   text = get_tokenizer(config, workdir)
   if config.model.checkpoint:
     model = from_hf(json.loads((Path(config.model.checkpoint) / "config.json").read_text()))
@@ -57,7 +60,6 @@ def workshop(config: ConfigDict, workdir: Path) -> Workshop:
     if config.model.preset not in PRESETS:
       raise ValueError(f"model.preset={config.model.preset!r} is not one of {sorted(PRESETS)}")
     model = dataclasses.replace(PRESETS[config.model.preset], vocab_size=text.vocab_size)
-  mesh = make_mesh(config.mesh.data, config.mesh.ring)
   return Workshop(config=config, workdir=workdir, tokenizer=text, model=model, mesh=mesh)
 
 
@@ -65,13 +67,17 @@ def get_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
   """The tokenizer of `tokenizer.path`, or a small BPE trained once on the tasks' texts and kept in the workdir."""
   if config.tokenizer.path:
     return tokenizer.load(config.tokenizer.path)
-  folder = workdir / "tokenizer"
+  hosts.first(partial(train_tokenizer, workdir, config.tokenizer.vocab_size))
+  return tokenizer.load(workdir / "tokenizer")
+
+
+def train_tokenizer(workdir: Path, vocab_size: int) -> None:
+  """Writes the workdir's own tokenizer, unless it is there."""
+  folder, unfinished = workdir / "tokenizer", workdir / "tokenizer.partial"
   if not folder.exists():
-    partial_folder = workdir / "tokenizer.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    tokenizer.train(sources.texts("train"), partial_folder, config.tokenizer.vocab_size)
-    partial_folder.rename(folder)
-  return tokenizer.load(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer.train(sources.texts("train"), unfinished, vocab_size)
+    unfinished.rename(folder)
 
 
 def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> Path:
@@ -81,7 +87,10 @@ def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> P
   """
   worlds = shop.config.data.worlds if split == "train" else 1
   folder = shop.workdir / "data" / f"{split}-{prompt_tokens}-{count}-{worlds}"
-  if not folder.exists():
+
+  def generate() -> None:
+    if folder.exists():
+      return
     length = partial(token_count, shop.tokenizer)
     examples = [
       example
@@ -89,6 +98,8 @@ def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> P
       for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed, worlds)
     ]
     loading.write_shards(folder, examples, shop.config.data.shards)
+
+  hosts.first(generate)
   return folder
 
 
@@ -118,6 +129,11 @@ def tokenize(shop: Workshop, examples: list[Example], slots: int) -> Prompts:
       )
     tokens[row, : len(ids)], length[row] = ids, len(ids)
   return Prompts(tokens=tokens, length=length)
+
+
+def on_devices(shop: Workshop, prompts: Prompts) -> Prompts:
+  """All processes' prompts, as the engine takes them, from those of each."""
+  return Prompts(tokens=hosts.put(prompts.tokens, shop.mesh), length=hosts.gather(prompts.length, shop.mesh))
 
 
 def initial_parameters(shop: Workshop, learner: Learner) -> nnx.State:

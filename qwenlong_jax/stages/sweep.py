@@ -5,10 +5,12 @@ All variants of a seed start from one warm start, so that they differ in nothing
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.reporting import compare_page, result, table
 from qwenlong_jax.stages import recipe
 
@@ -26,14 +28,24 @@ def run(config: ConfigDict, workdir: Path) -> None:
     recipe.run(settled(variant(config, seed, {}), start), start, until=recipe.WARMSTART)
     for name, changes in variants(config).items():
       folder = workdir / f"{name}-{seed}"
-      if not folder.exists():
-        partial = workdir / f"{name}-{seed}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(start, partial)
-        partial.rename(folder)
-      print(f"--- {name}, seed {seed}: {folder}", flush=True)
+      hosts.first(partial(branch, start, folder))
+      hosts.say(f"--- {name}, seed {seed}: {folder}")
       recipe.run(settled(variant(config, seed, changes), folder), folder)
       runs[name].append(folder)
+  hosts.first(partial(compare, config, workdir, runs))
+
+
+def branch(start: Path, folder: Path) -> None:
+  """Makes `folder` a copy of the run in `start`, unless it is there."""
+  unfinished = folder.with_name(f"{folder.name}.partial")
+  if not folder.exists():
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(start, unfinished)
+    unfinished.rename(folder)
+
+
+def compare(config: ConfigDict, workdir: Path, runs: dict[str, list[Path]]) -> None:
+  """Prints and writes the table of the finished runs, and a page of their curves."""
   results = [result(recipe.WARMSTART, workdir / f"{recipe.WARMSTART}-{seed}") for seed in config.seeds]
   results += [result(name, folder) for name, folders in runs.items() for folder in folders]
   print(table(results, baseline=recipe.WARMSTART))
@@ -56,8 +68,12 @@ def check(config: ConfigDict) -> None:
 
 def settled(config: ConfigDict, folder: Path) -> ConfigDict:
   """The config, also written where reports look for it."""
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+  def write() -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+  hosts.first(write)
   return config
 
 

@@ -4,12 +4,15 @@ Its loss is the policy gradient's with an advantage of 1 for every target, all o
 mean log-likelihood. So it needs no learner of its own.
 """
 
+import dataclasses
 from contextlib import closing
 
+import jax
 import numpy as np
 import optax
 
 from qwenlong_jax.data import loading
+from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl import packing
 from qwenlong_jax.rl.learner import Learner, TrainState
 from qwenlong_jax.stages.session import Session
@@ -32,7 +35,8 @@ def train(shop: Workshop, session: Session, learner: Learner, state: TrainState)
   config = shop.config
   settings = config.warmstart
   folder = data_folder(shop, "train", settings.prompt_tokens, config.data.examples)
-  with closing(loading.load(folder, settings.rows, config.seed, workers=config.data.workers)) as examples:
+  rows = hosts.rows(shop.mesh, settings.rows)
+  with closing(loading.load(folder, settings.rows, config.seed, rows, config.data.workers)) as examples:
     if session.carry.iterator is not None:
       examples.set_state(session.carry.iterator)
     for index in range(int(state.step), settings.steps):
@@ -48,17 +52,30 @@ def train(shop: Workshop, session: Session, learner: Learner, state: TrainState)
         "learned_tokens": int(metrics.learned_tokens),
         "skipped": "" if metrics.applied else "nonfinite",
       }
-      tokens, last = int((batch.segment >= 0).sum()), index + 1 == settings.steps
+      tokens = int(hosts.gather((batch.segment >= 0).sum(1), shop.mesh).sum())
+      last = index + 1 == settings.steps
       session.finish_step(index, state, row, tokens, last)
   return state
 
 
 def solutions(shop: Workshop, examples: list[Example]) -> TrainBatch:
-  """One row for each example: its prompt, then its worked solution as the target."""
+  """This process's rows: each example's prompt, then its worked solution as the target.
+
+  Examples are packed into as many rows as they are, by themselves for each place of the data axis: what a row holds
+  does not depend on the processes.
+  """
   settings, text = shop.config.warmstart, shop.tokenizer
   documents = []
   for example in examples:
     prompt = text.prompt(example.context, example.question)
     # The answer stands behind a space, as it stands in the documents: the same tokens, so that it can be copied.
     documents.append((np.concatenate([prompt, text.response(example.reasoning, f" {example.answer}")]), len(prompt)))
-  return packing.documents(documents, settings.rows, settings.row_slots, text.pad_id)[0]
+  each = settings.rows // shop.mesh.shape["data"]
+  packed = [
+    packing.documents(documents[begin : begin + each], each, settings.row_slots, text.pad_id)[0]
+    for begin in range(0, len(documents), each)
+  ]
+  batch: TrainBatch = jax.tree.map(lambda *parts: np.concatenate(parts), *packed)
+  targets = batch.sample >= 0
+  count = hosts.gather(targets.sum(1), shop.mesh).sum()
+  return dataclasses.replace(batch, weight=np.where(targets, 1 / max(int(count), 1), 0).astype(np.float32))
