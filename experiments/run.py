@@ -5,14 +5,22 @@
   python experiments/run.py --config=file.py:argument --print_config
 
 A config file is looked for in the current folder, then beside this file. Without --workdir, runs/<config's name>.
+
+Several hosts: the same command on each of them, with a workdir that all of them see. On a TPU slice nothing else is
+needed. Elsewhere each is told where the first can be reached, how many there are and which it is:
+
+  python experiments/run.py --config=FILE --workdir=DIR --coordinator=HOST:PORT --processes=2 --process=0
 """
 
 import difflib
+import glob
 import json
 import os
 import re
 import sys
 import traceback
+import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +33,9 @@ MAY_DIFFER = {"checkpoint.allow_previous", "optimizer.nonfinite_limit"}
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config()")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of all that the run writes; by default runs/<config's name>")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "with --processes: host:port at which process 0 can be reached")
+PROCESSES = flags.DEFINE_integer("processes", 0, "with --coordinator: how many processes there are")
+PROCESS = flags.DEFINE_integer("process", 0, "which of them this is, counted from 0")
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "print the resolved config as JSON and exit")
 
 
@@ -38,13 +49,43 @@ def main(arguments: list[str]) -> int:
       return 0
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value or default_workdir(file)).absolute()
-    resumes = settle(workdir, resolved)
+    several = joins()
   except (ValueError, OSError) as error:
     return _fail(str(error))
-  print(f"{'going on in' if resumes else 'starting in'} {workdir}", flush=True)
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
-  log = workdir / "error.log"
+  return run_together(workdir, resolved) if several else run(workdir, resolved)
+
+
+def run_together(workdir: Path, resolved: dict[str, Any]) -> int:
+  """`run` as one of several processes: they meet, and none is left waiting for one that has failed."""
+  from qwenlong_jax.parallelism import hosts, watch
+
+  watch.begin(workdir / "checkpoints")
+  try:
+    hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+  except (ValueError, RuntimeError) as error:
+    return _fail(f"process {PROCESS.value} cannot join the others: {error}")
+  try:
+    status = run(workdir, resolved, together=True)
+  except SystemExit as stop:
+    status = int(stop.code or 0)
+  except Exception as error:
+    hosts.await_verdict(error)
+    traceback.print_exc()
+    status = 1
+  hosts.leave(status)
+
+
+def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
+  """The experiment; its exit status. `together`: with other processes."""
+  try:
+    number, resumes = settle_together(workdir, resolved) if together else (0, settle(workdir, resolved))
+  except (ValueError, OSError) as error:
+    return _fail(str(error))
+  if number == 0:
+    print(f"{'going on in' if resumes else 'starting in'} {workdir}", flush=True)
+  log = workdir / (f"error-{number}.log" if number else "error.log")
   log.unlink(missing_ok=True)
   try:
     # Not at the top: importing JAX takes seconds, and a misspelt key shall not wait for it.
@@ -61,6 +102,59 @@ def main(arguments: list[str]) -> int:
     log.write_text(traceback.format_exc())
     raise
   return 0
+
+
+def joins() -> bool:
+  """Whether this is one of several processes: the flags say so, or JAX is to find out on a TPU.
+
+  Raises:
+    ValueError: flags that contradict each other.
+  """
+  coordinator, processes, process = COORDINATOR.value, PROCESSES.value, PROCESS.value
+  if not coordinator and not processes and not process:
+    on_tpu = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return on_tpu and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu") and find_spec("libtpu") is not None
+  if processes == 1 and process == 0 and not coordinator:
+    return False
+  if not re.fullmatch(r".+:\d+", coordinator) or processes < 1:
+    raise ValueError(
+      f"--coordinator={coordinator} --processes={processes} --process={process}: give the first as HOST:PORT of "
+      "process 0, the second as the number of processes, the third as 0 for the first, 1 for the next; or none of them"
+    )
+  if not 0 <= process < processes:
+    raise ValueError(f"--process={process} must be one of 0..{processes - 1}, by --processes={processes}")
+  return True
+
+
+def settle_together(workdir: Path, resolved: dict[str, Any]) -> tuple[int, bool]:
+  """`settle` by the first process, after all were seen to be of one mind; which process this is, and what it returns.
+
+  Raises:
+    ValueError: the processes have different settings or code, or see different workdirs; and what `settle` raises.
+  """
+  import jax
+
+  from qwenlong_jax.parallelism import hosts
+
+  files = sorted(glob.glob(f"{Path(hosts.__file__).parents[1]}/**/*.py", recursive=True))
+  code = zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
+  first, *others = hosts.exchange((flatten(resolved), code, jax.__version__))
+  for number, (settings, other_code, version) in enumerate(others, 1):
+    if differ := _differ(first[0], settings, "process 0", f"process {number}"):
+      raise ValueError(f"the processes have different settings: {differ}; start all with the same command")
+    if (other_code, version) != first[1:]:
+      raise ValueError(
+        f"process {number} runs other code (checksum {other_code:08x}, jax {version}) than process 0 "
+        f"({first[1]:08x}, jax {first[2]}); install the same on all hosts"
+      )
+  resumes = hosts.first(lambda: settle(workdir, resolved))
+  seen = hosts.exchange((workdir / "config.json").exists())
+  if not all(seen):
+    raise ValueError(
+      f"process {seen.index(False)} does not see {workdir}/config.json, which process 0 wrote; "
+      "give --workdir a folder that all hosts share, by its full path"
+    )
+  return jax.process_index(), resumes
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -110,7 +204,7 @@ def settle(workdir: Path, resolved: dict[str, Any]) -> bool:
   """
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / "config.json"
-  written = {file.name for file in workdir.iterdir()} - {"error.log", "config.json"}
+  written = [file for file in workdir.iterdir() if not re.fullmatch(r"error(-\d+)?\.log|config\.json", file.name)]
   if path.exists() and written:
     differences = _differences(path, resolved)
     if differences:
@@ -130,9 +224,13 @@ def _differences(path: Path, resolved: dict[str, Any]) -> str:
     there = flatten(json.loads(path.read_text()))
   except (json.JSONDecodeError, AttributeError) as error:
     raise ValueError(f"{path} is not a saved config ({error}); remove it or use another --workdir") from error
-  now = flatten(resolved)
-  differ = sorted(key for key in {*there, *now} - MAY_DIFFER if _show(there, key) != _show(now, key))
-  return "; ".join(f"config.{key} ({_show(there, key)} there, {_show(now, key)} now)" for key in differ)
+  return _differ(there, flatten(resolved), "there", "now")
+
+
+def _differ(one: dict[str, Any], other: dict[str, Any], where: str, elsewhere: str) -> str:
+  """In words, what differs between two flat configs, and their names."""
+  keys = sorted(key for key in {*one, *other} - MAY_DIFFER if _show(one, key) != _show(other, key))
+  return "; ".join(f"config.{key} ({_show(one, key)} {where}, {_show(other, key)} {elsewhere})" for key in keys)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
