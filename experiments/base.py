@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
   c.seed = 0  # of parameters, data order and sampling; all numbers follow from it
 
   c.mesh = ConfigDict()
+  # Devices are those of all hosts; rows are cut over `data` rings of `ring` devices, which may lie on several hosts.
   c.mesh.data = -1  # devices (or rings of them) over which the rows of a batch are cut; -1: all there are
   c.mesh.ring = 1  # devices over which the slots of a row are cut, in training; more than 1 for rows beyond some 16K
 

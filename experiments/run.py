@@ -18,6 +18,7 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
 import zlib
 from importlib.util import find_spec
@@ -62,6 +63,8 @@ def run_together(workdir: Path, resolved: dict[str, Any]) -> int:
   from qwenlong_jax.parallelism import hosts, watch
 
   watch.begin(workdir / "checkpoints")
+  if PROCESSES.value:
+    print(f"process {PROCESS.value} of {PROCESSES.value} joins the others at {COORDINATOR.value}", flush=True)
   try:
     hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
   except (ValueError, RuntimeError) as error:
@@ -140,7 +143,7 @@ def settle_together(workdir: Path, resolved: dict[str, Any]) -> tuple[int, bool]
   code = zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
   first, *others = hosts.exchange((flatten(resolved), code, jax.__version__))
   for number, (settings, other_code, version) in enumerate(others, 1):
-    if differ := _differ(first[0], settings, "process 0", f"process {number}"):
+    if differ := _differ(first[0], settings, "in process 0", f"in process {number}"):
       raise ValueError(f"the processes have different settings: {differ}; start all with the same command")
     if (other_code, version) != first[1:]:
       raise ValueError(
@@ -148,10 +151,14 @@ def settle_together(workdir: Path, resolved: dict[str, Any]) -> tuple[int, bool]
         f"({first[1]:08x}, jax {first[2]}); install the same on all hosts"
       )
   resumes = hosts.first(lambda: settle(workdir, resolved))
-  seen = hosts.exchange((workdir / "config.json").exists())
-  if not all(seen):
+  mark = workdir / ".shared"
+  hosts.first(lambda: mark.write_text(f"{os.getpid()} {time.time_ns()}"))
+  seen = hosts.exchange(mark.read_text() if mark.exists() else "")
+  hosts.first(mark.unlink)
+  if len(set(seen)) > 1:
+    lost = next(number for number, text in enumerate(seen) if text != seen[0])
     raise ValueError(
-      f"process {seen.index(False)} does not see {workdir}/config.json, which process 0 wrote; "
+      f"process {lost} does not see what process 0 writes in {workdir}; "
       "give --workdir a folder that all hosts share, by its full path"
     )
   return jax.process_index(), resumes

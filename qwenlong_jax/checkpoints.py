@@ -128,12 +128,19 @@ class Checkpoints:
     return self._read(step, json=ocp.args.JsonRestore())["json"]
 
   def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+    result, damage = None, ""
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(**items))
+      result = self._manager.restore(step, args=ocp.args.Composite(**items))
     except (jax.errors.JaxRuntimeError, MemoryError):
       raise
     except Exception as error:  # Orbax and TensorStore raise a dozen types for files that are not as they were.
-      raise DamagedCheckpoint(f"checkpoint {step} in {self.folder} cannot be read: {_first_line(error)}") from error
+      damage = _first_line(error)
+    # Each process reads its own part: all have to give up, or take the checkpoint before, together.
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.bool_(damage)).any():
+      damage = damage or "another process, which says why, found it damaged"
+    if damage:
+      raise DamagedCheckpoint(f"checkpoint {step} in {self.folder} cannot be read: {damage}")
+    return result
 
   def _restore(self, abstract_state: Any, step: int) -> tuple[Any, dict[str, Any]]:
     sealed = self._read_json(step)

@@ -123,9 +123,7 @@ def expert_parallel(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _round_the_ring(
-  axis: str, x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array
-) -> Array:
+def _round_the_ring(axis: str, x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array) -> Array:
   return _forward(axis, x, weights, experts, gate, up, down)[0]
 
 

@@ -51,7 +51,12 @@ def spoken(lines: Iterable[str], checkpoints: Path) -> Iterator[str]:
 def gone(said: str) -> str:
   """Who is gone, by the runtime's message."""
   if silent := re.search(r"stopped sending heartbeats\):\s*((?:\d+[\s,]+)+)", said):
-    return f"process {' and '.join(silent[1].replace(',', ' ').split())} is gone (its heartbeat stopped)."
+    names = [f"process {number}" for number in silent[1].replace(",", " ").split()]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} gone (no heartbeat)."
+  if "ALREADY_EXISTS" in said:
+    return "another process has the number of this one; each needs a --process of its own."
+  if "DEADLINE_EXCEEDED" in said and "RegisterTask" in said:
+    return "not all processes came; each needs the same --coordinator and --processes, and all numbers be given once."
   if "Failed to send RPC" in said:
     return "process 0 is gone (the connection to it is lost)."
   return f"another process is gone: {' '.join(said.partition('absl::Status: ')[2].split()) or said.strip()}."
