@@ -33,9 +33,7 @@ def test_rows_that_several_processes_hold_are_gathered_once_and_in_order(monkeyp
 
 def test_a_process_without_a_device_in_the_mesh_is_named(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  message = (
-    r"mesh.data=2 times mesh.ring=2 takes 4 of the 8 devices of 2 processes and none of process 1's; set mesh"
-  )
+  message = r"mesh.data=2 times mesh.ring=2 takes 4 of the 8 devices of 2 processes and none of process 1's; set mesh"
   with pytest.raises(ValueError, match=message):
     hosts.check(make_mesh(2, 2))
 
