@@ -15,11 +15,13 @@ from absl import app, flags
 from qwenlong_jax.kernels.flash_attention import benchmark as flash_attention
 from qwenlong_jax.kernels.grouped_matmul import benchmark as grouped_matmul
 from qwenlong_jax.kernels.prefix_decode import benchmark as prefix_decode
+from qwenlong_jax.kernels.ring_attention import benchmark as ring_attention
 from qwenlong_jax.kernels.schedule import CHIPS, ENVIRONMENT
 from qwenlong_jax.kernels.token_stats import benchmark as token_stats
 
 OPERATIONS = {
   "flash_attention": flash_attention,
+  "ring_attention": ring_attention,
   "prefix_decode": prefix_decode,
   "token_stats": token_stats,
   "grouped_matmul": grouped_matmul,

@@ -20,6 +20,7 @@ from qwenlong_jax.kernels.timing import backend, median
 HEADS, KV_HEADS, HEAD_DIM = 32, 4, 128
 BRANCHES = 8  # of the shared prefix, which is half of the slots
 LENGTH = 8192  # of what is compiled for its schedule, which the length does not change
+MASKS = "causal", "prefix"
 FORWARD, BACKWARD = 4, 10  # FLOP per query, key and D of a head
 
 
@@ -126,15 +127,25 @@ def measure(lengths: Sequence[int] = ()) -> Iterator[Timing]:
   """The device's timings: causal attention beside the usual kernel for it, and a shared prefix with its branches beside
   what one does without its mask."""
   for length in lengths or LENGTHS[backend()]:
-    for mask, shown in (("causal", length**2 / 2), ("prefix", _shown_behind_prefix(length))):
-      flops = FORWARD * HEADS * HEAD_DIM * shown
-      q, k, v = (
-        jax.random.normal(key, (1, length, heads, HEAD_DIM), jnp.bfloat16)
-        for key, heads in zip(jax.random.split(jax.random.key(0), 3), (HEADS, KV_HEADS, KV_HEADS))
-      )
+    for mask in MASKS:
+      q, k, v = operands(length)
       for name, attend in contenders(mask, length).items():
         both = jax.jit(lambda q, k, v, attend=attend: jax.vjp(attend, q, k, v)[1](q))
-        yield Timing(length, mask, name, median(jax.jit(attend), q, k, v), median(both, q, k, v), flops)
+        forward, both = median(jax.jit(attend), q, k, v), median(both, q, k, v)
+        yield Timing(length, mask, name, forward, both, flops_of(mask, length))
+
+
+def operands(length: int) -> tuple[Array, ...]:
+  """q, k, v"""
+  return tuple(
+    jax.random.normal(key, (1, length, heads, HEAD_DIM), jnp.bfloat16)
+    for key, heads in zip(jax.random.split(jax.random.key(0), 3), (HEADS, KV_HEADS, KV_HEADS))
+  )
+
+
+def flops_of(mask: str, length: int) -> float:
+  """Forward's."""
+  return FORWARD * HEADS * HEAD_DIM * (length**2 / 2 if mask == "causal" else _shown_behind_prefix(length))
 
 
 def contenders(mask: str, length: int) -> dict[str, Callable]:

@@ -1,12 +1,16 @@
 """What the benchmark sets beside each other computes the same, gradients too where both have them."""
 
 import functools
+import importlib.util
 
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from qwenlong_jax.kernels.flash_attention import benchmark
+from qwenlong_jax.kernels.ring_attention import benchmark as over_a_ring
+from qwenlong_jax.kernels.ring_attention import from_ring
 
 LENGTH = 64
 
@@ -59,3 +63,71 @@ def test_work_is_counted_by_the_mask():
   assert timing.rates() == (4.0, 4.0)
   with pytest.raises(ValueError, match="length=60 must divide by 16"):
     benchmark.slots_of("prefix", 60)
+
+
+@pytest.fixture
+def few_heads(monkeypatch):
+  for name, value in (("HEADS", 2), ("KV_HEADS", 1), ("HEAD_DIM", 8)):
+    for module in (benchmark, over_a_ring):
+      monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+def test_over_a_ring_it_is_the_attention_that_stands_beside_it(mask, few_heads):
+  found = over_a_ring.contenders(mask, LENGTH, over_a_ring.ring_of(jax.devices()[:4]))
+  assert [devices for _, _, devices in found.values()] == [4, 4, 1, 1]
+  ring, gather, whole = (jax.jit(found[name][0])(*found[name][1]) for name in ("ring", "gather", "ours (xla)"))
+  for dealt in (ring, gather):
+    np.testing.assert_allclose(*(np.asarray(x, np.float32) for x in (from_ring(dealt, 4, 16), whole)), atol=0.02)
+
+
+def travelling(jaxpr, ring, times=1):
+  """Bytes of keys, values and gradients that a device sends in the collectives of a program."""
+  total = 0
+  for one in jaxpr.eqns:
+    shape = lambda x: x.aval.size * x.aval.dtype.itemsize * (x.aval.ndim > 3)  # noqa: E731
+    if one.primitive.name == "ppermute":
+      total += times * sum(shape(x) for x in one.outvars) * (ring > 1)
+    elif one.primitive.name in ("all_gather", "reduce_scatter"):
+      whole = one.outvars if one.primitive.name == "all_gather" else one.invars
+      total += times * sum(shape(x) for x in whole) * (ring - 1) // ring
+    again = times * one.params["length"] if one.primitive.name == "scan" else times
+    for inner in jaxprs_in_params(one.params):
+      total += travelling(inner, ring, again)
+  return total
+
+
+@pytest.mark.parametrize("implementation", ["ring", "gather"])
+@pytest.mark.parametrize("ring", [1, 2, 8])
+def test_what_travels_is_counted_as_the_program_sends_it(implementation, ring, few_heads):
+  mesh = over_a_ring.ring_of(jax.devices()[:ring])
+  attend, operands, _ = over_a_ring.contenders("causal", LENGTH, mesh)[implementation]
+  programs = attend, over_a_ring.with_gradients(attend)
+  counted = [travelling(jax.make_jaxpr(program)(*operands).jaxpr, ring) for program in programs]
+  assert over_a_ring.sent(implementation, LENGTH, ring) == tuple(counted)
+
+
+def test_what_does_not_fit_says_so_beside_what_does(few_heads, capsys, monkeypatch):
+  def full(*_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+  monkeypatch.setattr(over_a_ring, "MASKS", ["prefix"])
+  monkeypatch.setattr(benchmark, "contenders", lambda *_: {"full": full})
+  over_a_ring.times([LENGTH])
+  head, columns, *lines = capsys.readouterr().out.splitlines()
+  assert head.startswith("8 of ")
+  ring, gather, whole = (line.split() for line in lines)
+  assert ring[:4] == [str(LENGTH), "prefix", "ring", "8"] and gather[2:4] == ["gather", "8"]
+  assert len(ring) == len(columns.split()) - 2 == 12  # two of which are "forward ms" and "both ms"
+  assert ring[6] == "-" and float(ring[7]) > 0  # a CPU's peak is not known; it sends
+  assert whole[2:4] == ["full", "1"] and whole.count("RESOURCE_EXHAUSTED:") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed")
+def test_the_memory_of_a_ring_of_tpus_and_that_its_transfers_are_hidden(capsys):
+  over_a_ring.memories(["v5p"])
+  _, ring, gather = (line.split() for line in capsys.readouterr().out.splitlines())
+  assert ring[:2] == ["v5p:2x2x1", "ring"] and ring[3:] == ["3", "of", "3"]
+  assert gather[:2] == ["v5p:2x2x1", "gather"] and gather[3:] == ["-"]
+  assert all(100 < float(line[2]) < 1000 for line in (ring, gather))  # in the main q's size in float32, a few times
