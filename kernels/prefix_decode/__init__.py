@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
@@ -32,7 +33,7 @@ def prefix_decode(
   prefix_length: Int[Array, "P"],
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
-  layer: Int[Array, ""],
+  layer: int | Int[Array, ""],
   *,
   axis: str | None = None,
   implementation: str | None = None,
@@ -46,8 +47,8 @@ def prefix_decode(
   lengths are those of this device's slots; q, k and v are the same on every device of the axis, and so is the result.
 
   Raises:
-    ValueError: shapes or types disagree or are not supported, `axis` is not one of the surrounding shard_map's, or
-      `implementation` is unknown.
+    ValueError: shapes or types disagree or are not supported, a `layer` that is a plain number is not in the caches,
+      `axis` is not one of the surrounding shard_map's, or `implementation` is unknown.
   """
   return prefix_decode_with_lse(
     q, k, v, prefix, prefix_length, suffix, suffix_length, layer, axis=axis, implementation=implementation
@@ -62,13 +63,16 @@ def prefix_decode_with_lse(
   prefix_length: Int[Array, "P"],
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
-  layer: Int[Array, ""],
+  layer: int | Int[Array, ""],
   *,
   axis: str | None = None,
   implementation: str | None = None,
 ) -> tuple[Float[Array, "P G H D"], Float[Array, "P G H"]]:
   """(out, log-sum-exp of the scores in nats, float32) as `prefix_decode`; the new token is among the scores."""
+  number, layer = layer, jnp.asarray(layer)
   _check_shapes(q, k, v, prefix, prefix_length, suffix, suffix_length, layer)
+  if isinstance(number, int | np.integer) and not 0 <= number < len(prefix[0]):
+    raise ValueError(f"layer={number} is not one of the caches' {len(prefix[0])}, counted from 0")
   floating = [q, k, v, *prefix, *suffix]
   if len({x.dtype for x in floating}) > 1 or not jnp.issubdtype(q.dtype, jnp.floating):
     given = ", ".join(str(x.dtype) for x in floating)

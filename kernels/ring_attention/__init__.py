@@ -9,6 +9,7 @@ devices, which gives all of them about as much to do. What a device needs nothin
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels import chip
@@ -51,7 +52,8 @@ def ring_attention(
   `local`: which of flash_attention's implementations computes on a device; None takes the backend's.
 
   Raises:
-    ValueError: shapes or types disagree, an unknown name, or `axis` is not one of the surrounding shard_map's.
+    ValueError: shapes or types disagree, an unknown name, `block` is no size, or `axis` is not one of the surrounding
+      shard_map's.
   """
   return ring_attention_with_lse(
     q, k, v, segment, position, axis=axis, block=block, implementation=implementation, local=local
@@ -76,8 +78,8 @@ def ring_attention_with_lse(
     size = jax.lax.axis_size(axis)
   except NameError as error:
     raise ValueError(f"{axis=} is no mesh axis here; call ring_attention inside a shard_map that has it") from error
-  if block < 1:
-    raise ValueError(f"{block=} must be at least 1, the slots that were dealt together")
+  if not isinstance(block, int | np.integer) or block < 1:
+    raise ValueError(f"{block=} must be a whole number from 1 on, the slots that were dealt together")
   run = choose(implementation, IMPLEMENTATIONS, {"default": "gather" if size * q.shape[1] <= GATHER_BELOW else "ring"})
   module = choose(local, LOCAL, {"default": "pallas_tpu" if chip.tpu() else "xla"}, "local")
   return run(q, k, v, *slots, axis, module, block)

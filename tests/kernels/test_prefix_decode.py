@@ -240,6 +240,9 @@ def arguments(**change):
     ({"prefix_length": (P, 1)}, r"prefix_length.shape=\(2, 1\).*wanted \(2,\), \(2, 3\) and \(\)"),
     ({"suffix_length": (G, P)}, r"suffix_length.shape=\(3, 2\)"),
     ({"layer": (1,)}, r"layer.shape=\(1,\).*one index"),
+    ({"layer": N}, r"layer=3 is not one of the caches' 3, counted from 0"),
+    ({"layer": np.int64(-1)}, r"layer=-1 is not one of"),
+    ({"layer": 1.0}, r"layer.dtype=dtype\('float32'\) must be signed integers"),
     ({"layer": jnp.ones(())}, r"layer.dtype=dtype\('float32'\) must be signed integers"),
     ({"prefix_length": jnp.ones(P)}, r"prefix_length.dtype=dtype\('float32'\)"),
     ({"v": jnp.ones((P, G, K, D), jnp.bfloat16)}, r"float32, float32, bfloat16, .*cast them to one floating type"),
@@ -272,6 +275,13 @@ def test_a_token_sees_itself_in_float32_without_the_compilers_help():
     )  # fmt: skip
   want = (np.asarray(q, np.float64) * np.asarray(k, np.float64)).sum() * 128**-0.5
   np.testing.assert_allclose(lse, want, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [2, np.int64(2)])
+def test_a_layer_may_be_a_plain_number(layer):
+  q, k, v, prefix, suffix = random_inputs(7)
+  operands = q, k, v, prefix, jnp.full(P, S), suffix, jnp.full((P, G), R)
+  np.testing.assert_array_equal(prefix_decode(*operands, layer), prefix_decode(*operands, jnp.int32(2)))
 
 
 def test_without_a_name_the_door_takes_an_implementation():

@@ -189,9 +189,17 @@ def test_the_doors_name_what_is_wrong():
   with pytest.raises(ValueError, match=r"segment.shape=\(1, 7\) and position.shape=\(1, 8\) must be \(1, 8\)"):
     ring_attention(q, q, q, slots[:, :7], slots, axis="ring")
   mesh = jax.make_mesh((2,), ("ring",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
-  attend = functools.partial(ring_attention, axis="ring", local="cuda")
-  with pytest.raises(ValueError, match=r"local='cuda' is not one of \['pallas_tpu', 'xla'\]"):
-    jax.shard_map(attend, mesh=mesh, in_specs=(P(None, "ring"),) * 5, out_specs=P(None, "ring"))(q, q, q, slots, slots)
+  whole = "must be a whole number from 1 on, the slots that were dealt together"
+  for options, message in (
+    ({"local": "cuda"}, r"local='cuda' is not one of \['pallas_tpu', 'xla'\]"),
+    ({"implementation": "zigzag"}, r"implementation='zigzag' is not one of \['gather', 'ring'\]"),
+    ({"axis": "rings"}, r"axis='rings' is no mesh axis here"),
+    *(({"block": block}, f"block={block} {whole}") for block in (0, 2.5, None)),
+  ):
+    attend = functools.partial(ring_attention, **{"axis": "ring"} | options)
+    attend = jax.shard_map(attend, mesh=mesh, in_specs=(P(None, "ring"),) * 5, out_specs=P(None, "ring"))
+    with pytest.raises(ValueError, match=message):
+      attend(q, q, q, slots, slots)
   with pytest.raises(ValueError, match=r"10 slots are not whole rounds of ring=4 blocks of 2; pad to 16"):
     to_ring(jnp.zeros((1, 10)), 4, 2)
   for shape, ring, block in (((1, 10), 0, 2), ((1, 10), 2, -5), ((1, 10), 2, 2.5), ((10,), 2, 5)):
