@@ -29,7 +29,7 @@ from qwenlong_jax.kernels import chip
 from qwenlong_jax.kernels.flash_attention.blocks import Pairs, Slots, live, pairs
 from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
-from qwenlong_jax.kernels.precision import of_products
+from qwenlong_jax.kernels.precision import dot, of_products
 
 Ref = Any  # a block in the chip's memory
 LANES = 128
@@ -371,12 +371,6 @@ def _edges(codes: Array, count: Array, step: Array, block: Callable) -> tuple[Ar
   return first, (step == count[0] - 1) | (block(codes[step + 1]) != mine)
 
 
-def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision) -> Array:
-  """Product over axis over[0] of x and over[1] of y, in float32."""
-  dimensions = (((over[0],), (over[1],)), ((), ()))
-  return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
 def _columns(query_slots: Array) -> Int[Array, "2 Q 128"]:
   """Segments and positions of the queries from above to below, the same in every lane."""
   columns = query_slots.T
@@ -397,12 +391,12 @@ def _masked_scores(
   precision: lax.Precision,
 ) -> Array:  # fmt: skip
   """Scores [R S] under the mask (`keys_first`: [S R])."""
-  dot = functools.partial(_dot, over=(1, 1), precision=precision)
+  product = functools.partial(dot, over=(1, 1), precision=precision)
   if not wide:
     repeats = q.shape[0] // bias.shape[0]
     if keys_first:
-      return dot(k, q) + jnp.tile(bias.T, (1, repeats))
-    scores = dot(q, k)
+      return product(k, q) + jnp.tile(bias.T, (1, repeats))
+    scores = product(q, k)
     return (scores.reshape(repeats, *bias.shape) + bias).reshape(scores.shape)
   groups = bias.shape[0] // LANES
   rows = q.shape[0] // groups
@@ -412,7 +406,7 @@ def _masked_scores(
   for i in range(groups):
     mine = jnp.concatenate([q[i * rows : (i + 1) * rows], identity], 1)
     theirs = jnp.concatenate([k, bias[i * LANES : (i + 1) * LANES].astype(k.dtype).T], 1)
-    parts.append(dot(theirs, mine) if keys_first else dot(mine, theirs))
+    parts.append(product(theirs, mine) if keys_first else product(mine, theirs))
   return jnp.concatenate(parts, 1 if keys_first else 0)
 
 
@@ -440,18 +434,18 @@ def _forward_kernel(
         bias = _bias(columns[...], key_slots[:, chunk])
         scores = _masked_scores(q_ref[...], k, bias, wide=tiles.wide, keys_first=False, precision=precision)
       else:
-        scores = _dot(q_ref[...], k, (1, 1), precision)
+        scores = dot(q_ref[...], k, (1, 1), precision)
       before = top_ref[...]
       top = jnp.maximum(before, scores.max(1)[:, None])
       top_ref[...] = top
       decay = jnp.exp2(before - top)
       weights = jnp.exp2(scores - jnp.tile(top, (1, size // LANES)))
       if tiles.wide:
-        both = _dot(weights, jnp.concatenate([v, jnp.ones_like(v)], 1), (1, 0), precision)
+        both = dot(weights, jnp.concatenate([v, jnp.ones_like(v)], 1), (1, 0), precision)
         sums, values = both[:, LANES:], both[:, :LANES]
       else:  # the sum of each lane; of all lanes at the end
         sums = functools.reduce(operator.add, jnp.split(weights, size // LANES, axis=1))
-        values = _dot(weights, v, (1, 0), precision)
+        values = dot(weights, v, (1, 0), precision)
       sum_ref[...] = sum_ref[...] * decay + sums
       total_ref[...] = total_ref[...] * jnp.tile(decay, (1, total_ref.shape[1] // LANES)) + values
 
@@ -513,12 +507,12 @@ def _backward_kernel(
         bias = _bias(_columns(query_slots[...]), key_slots[:, chunk])
         scores = _masked_scores(q, k, bias, wide=tiles.wide, keys_first=True, precision=precision)
       else:
-        scores = _dot(k, q, (1, 1), precision)
+        scores = dot(k, q, (1, 1), precision)
       weights = jnp.exp2(scores - lse_ref[...])
-      change = (weights * (_dot(v, gradient, (1, 1), precision) - delta_ref[...])).astype(q.dtype)
-      dv_total[chunk, :] += _dot(weights.astype(q.dtype), gradient, (1, 0), precision)
-      dk_total[chunk, :] += _dot(change, q, (1, 0), precision)
-      dq = _dot(change, k, (0, 0), precision)
+      change = (weights * (dot(v, gradient, (1, 1), precision) - delta_ref[...])).astype(q.dtype)
+      dv_total[chunk, :] += dot(weights.astype(q.dtype), gradient, (1, 0), precision)
+      dk_total[chunk, :] += dot(change, q, (1, 0), precision)
+      dq = dot(change, k, (0, 0), precision)
       if start == 0:
         pl.when(~new)(lambda: load(step).wait())
       dq_ref[buffer] += dq

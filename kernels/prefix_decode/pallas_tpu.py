@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels import chip
-from qwenlong_jax.kernels.precision import of_products
+from qwenlong_jax.kernels.precision import dot, of_products
 from qwenlong_jax.kernels.prefix_decode.parts import NOTHING, combined
 
 Ref = Any  # a block in the chip's memory
@@ -124,12 +124,6 @@ def _steps(length: Int[Array, "B"], size: int, slots: int) -> Steps:
   return Steps(row, block, jnp.maximum(counts.sum(dtype=jnp.int32), 1))
 
 
-def _dot(x: Array, y: Array, over: tuple[int, int], precision: lax.Precision) -> Array:
-  """Product over axis over[0] of x and over[1] of y, in float32."""
-  dimensions = (((over[0],), (over[1],)), ((), ()))
-  return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
-
-
 def _kernel(
   layer: Ref, row: Ref, block: Ref, length: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, out_ref: Ref, lse_ref: Ref,
   top_ref: Ref, sum_ref: Ref, total_ref: Ref, *, size: int, precision: lax.Precision,
@@ -147,7 +141,7 @@ def _kernel(
 
   def body(masked: bool) -> None:
     v = v_ref[...]
-    scores = _dot(q_ref[...], k_ref[...], (1, 1), precision) * scale
+    scores = dot(q_ref[...], k_ref[...], (1, 1), precision) * scale
     if masked:
       scores = jnp.where(lax.broadcasted_iota(jnp.int32, scores.shape, 1) < left, scores, HIDDEN)
       v = jnp.where(lax.broadcasted_iota(jnp.int32, v.shape, 0) < left, v, 0)  # 0 times anything need not be 0
@@ -157,7 +151,7 @@ def _kernel(
     weights = jnp.exp2(scores - top[:, :1])
     top_ref[...] = top
     sum_ref[...] = sum_ref[...] * decay + weights.sum(1, keepdims=True)
-    total_ref[...] = total_ref[...] * decay[:, :1] + _dot(weights.astype(v.dtype), v, (1, 0), precision)
+    total_ref[...] = total_ref[...] * decay[:, :1] + dot(weights.astype(v.dtype), v, (1, 0), precision)
 
   pl.when(left >= size)(lambda: body(False))
   pl.when(left < size)(lambda: body(True))

@@ -11,11 +11,12 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.flash_attention.blocks import Slots
 from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.flash_attention.reference import NOTHING
+from qwenlong_jax.kernels.neighbours import from_previous
 from qwenlong_jax.kernels.precision import accumulator
 
 
@@ -41,7 +42,7 @@ def _forward(
 
   def step(carry: tuple, number: Array) -> tuple[tuple, None]:
     *found, keys = carry
-    there = _next(keys, axis)
+    there = from_previous(keys, axis)
     more = local.forward(q, *keys, queries, _passing(everyone, number, axis), block=block)
     return (*_merge(tuple(found), more), there), None
 
@@ -60,7 +61,7 @@ def _backward(axis: str, local: ModuleType, block: int, residuals: tuple, gradie
 
   def step(carry: tuple, number: Array) -> tuple[tuple, None]:
     dq, travelling, keys = carry
-    arrived, there = _next((travelling, keys), axis)
+    arrived, there = from_previous((travelling, keys), axis)
     # Own keys in the first step and in the last, with half of the queries each: so the first transfer of keys and the
     # last of gradients, home, also have something to travel beside.
     now = jnp.where(number == 0, early, jnp.where(number == ring, ~early, True))
@@ -86,12 +87,6 @@ def _passing(everyone: Slots, number: Array | int, axis: str) -> Slots:
   """Those of the keys that are here in step `number`: the device's that stands so many places before this one."""
   source = (jax.lax.axis_index(axis) - number) % jax.lax.axis_size(axis)
   return Slots(*(jax.lax.dynamic_index_in_dim(x, source, keepdims=False) for x in everyone))
-
-
-def _next(shards: PyTree, axis: str) -> PyTree:
-  """What the device before this one holds. Few arrays: the compiler hides so many permutes at a time and no more."""
-  ring = jax.lax.axis_size(axis)
-  return jax.lax.ppermute(shards, axis, [(i, (i + 1) % ring) for i in range(ring)])
 
 
 def _merge(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -8,9 +8,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from qwenlong_jax.kernels.grouped_matmul import by_group, collect, grouped_matmul, spread
+from qwenlong_jax.kernels.neighbours import from_previous
 from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.models.presets import Qwen3Config
 
@@ -132,13 +133,13 @@ def _forward(axis: str, *operands: Array) -> tuple[Array, tuple]:
 
   def step(carry: tuple, _: None) -> tuple[tuple, None]:
     travelling, x, routing = carry
-    arrived, *there = _next((travelling, x, routing), axis)
+    arrived, *there = from_previous((travelling, x, routing), axis)
     mine = _apply(x, *_unpack(routing, x, axis, matrices), *matrices)
     return (arrived + mine, *there), None
 
   start = jnp.zeros_like(x, accumulator(x)), x, _pack(weights, experts)
   (travelled, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
-  return _next(travelled, axis).astype(x.dtype), operands
+  return from_previous(travelled, axis).astype(x.dtype), operands
 
 
 def _backward(axis: str, operands: tuple, gradient: Array) -> tuple:
@@ -146,7 +147,7 @@ def _backward(axis: str, operands: tuple, gradient: Array) -> tuple:
 
   def step(carry: tuple, _: None) -> tuple[tuple, None]:
     travelling, totals, shard, routing = carry
-    *arrived, there, routing_there = _next((*travelling, shard, routing), axis)
+    *arrived, there, routing_there = from_previous((*travelling, shard, routing), axis)
     weights, experts = _unpack(routing, x, axis, matrices)
     mine = lambda x, weights, *matrices: _apply(x, weights, experts, *matrices)  # noqa: E731
     found = jax.vjp(mine, shard[0], weights, *matrices)[1](shard[1])
@@ -158,7 +159,7 @@ def _backward(axis: str, operands: tuple, gradient: Array) -> tuple:
   zeros = lambda *arrays: tuple(jnp.zeros_like(y, accumulator(y)) for y in arrays)  # noqa: E731
   start = zeros(x, weights), zeros(*matrices), jnp.stack([x, gradient]), _pack(weights, experts)
   (travelled, totals, *_), _ = jax.lax.scan(step, start, length=jax.lax.axis_size(axis))
-  dx, dweights = _next(travelled, axis)
+  dx, dweights = from_previous(travelled, axis)
   cast = [d.astype(y.dtype) for d, y in zip((dx, dweights, *totals), (x, weights, *matrices))]
   return *cast[:2], None, *cast[2:]
 
@@ -174,9 +175,3 @@ def _pack(weights: Array, experts: Array) -> Array:
 def _unpack(routing: Array, x: Array, axis: str, matrices: list[Array]) -> tuple[Array, Array]:
   """(weights, experts counted from this device's first)."""
   return routing[0].astype(x.dtype), routing[1].astype(jnp.int32) - jax.lax.axis_index(axis) * matrices[0].shape[0]
-
-
-def _next(shards: PyTree, axis: str) -> PyTree:
-  """What the device before this one holds."""
-  ring = jax.lax.axis_size(axis)
-  return jax.lax.ppermute(shards, axis, [(i, (i + 1) % ring) for i in range(ring)])
