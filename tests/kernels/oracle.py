@@ -8,6 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call  # its verdict on races has no public name
 from jax.experimental.pallas import tpu as pltpu
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 
 @contextlib.contextmanager
@@ -70,6 +72,33 @@ def random_inputs(shape, seed=0, dtype=jnp.float32):
 def error(got, want):
   """Relative, except to what is 0 but for rounding."""
   return np.linalg.norm(np.asarray(got, np.float64) - want) / max(np.linalg.norm(want), 0.1)
+
+
+def splash_errors(q, k, v, segment, position, cotangent):
+  """Errors of the output and the gradients that JAX's splash attention makes in interpret mode, of one row of blocks of
+  128 slots: what it is usual to err. Its users scale q themselves, in its type."""
+  length, heads, size = q.shape[1:]
+  blocks = dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), 128)
+  blocks |= dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), 128)
+  kernel = splash.make_splash_mqa_single_device(
+    masks.MultiHeadMask([masks.CausalMask((length, length))] * (heads // k.shape[2])),
+    block_sizes=splash.BlockSizes(**blocks),
+    interpret=True,
+  )
+  ids = splash.SegmentIds(*[jnp.asarray(segment[0], jnp.int32)] * 2)
+
+  @jax.jit
+  def run(q, k, v, cotangent):
+    def attend(q, k, v):
+      q, k, v = (jnp.moveaxis(x[0], 1, 0) for x in ((q.astype(jnp.float32) * size**-0.5).astype(q.dtype), k, v))
+      out = jax.vmap(lambda *one: kernel(*one, ids))(q.reshape(len(k), -1, length, size), k, v)
+      return jnp.moveaxis(out.reshape(heads, length, size), 0, 1)[None]
+
+    out, vjp = jax.vjp(attend, q, k, v)
+    return out, *vjp(cotangent)
+
+  wanted, _, gradients = oracle(q, k, v, segment, position, cotangent)
+  return [error(*pair) for pair in zip(run(q, k, v, cotangent), (wanted, *gradients))]
 
 
 @st.composite
