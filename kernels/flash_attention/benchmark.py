@@ -131,8 +131,8 @@ def measure(lengths: Sequence[int] = ()) -> Iterator[Timing]:
       q, k, v = operands(length)
       for name, attend in contenders(mask, length).items():
         both = jax.jit(lambda q, k, v, attend=attend: jax.vjp(attend, q, k, v)[1](q))
-        forward, both = median(jax.jit(attend), q, k, v), median(both, q, k, v)
-        yield Timing(length, mask, name, forward, both, flops_of(mask, length))
+        seconds = median(jax.jit(attend), q, k, v), median(both, q, k, v)
+        yield Timing(length, mask, name, *seconds, flops_of(mask, length))
 
 
 def operands(length: int) -> tuple[Array, ...]:

@@ -117,7 +117,8 @@ def compiled(implementation: str, mesh: Mesh, length: int) -> tuple[int, list[tu
     lowered = jax.jit(with_gradients(over_ring(implementation, mesh, BLOCK))).lower(q, k, k, slots, slots)
   with tempfile.TemporaryDirectory() as folder:
     # Not `as_text`, which fails on a collective that the compiler hands to the sparse core.
-    dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-    memory = lowered.compile(compiler_options=COMPILER_OPTIONS | dump).memory_analysis()
+    options: dict[str, str | bool] = {**COMPILER_OPTIONS, "xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    memory = lowered.compile(compiler_options=options).memory_analysis()
+    assert memory is not None
     (path,) = Path(folder).glob("*.after_optimizations.txt")
     return memory.temp_size_in_bytes, [transfer.beside for transfer in transfers(path.read_text())]

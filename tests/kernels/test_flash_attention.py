@@ -267,9 +267,7 @@ def test_the_door_names_the_shape_that_is_wrong(change, message):
 
 
 @pytest.mark.parametrize("tiles", TILES, ids=str)
-@pytest.mark.parametrize(
-  "heads, documents", [((4, 1), (384,)), ((2, 2), (100, 28, 128)), ((4, 2), (1, 126, 129))], ids=str
-)
+@pytest.mark.parametrize("heads, documents", [((4, 1), (384,)), ((4, 2), (1, 126, 129))], ids=str)
 def test_in_bfloat16_it_errs_no_more_than_splash_attention(tiles, heads, documents):
   """Both against float64 on the same bfloat16 inputs."""
   slots = np.repeat(np.arange(1, len(documents) + 1), documents)[None], counted(*documents)[None]
