@@ -1,7 +1,7 @@
 """Loading and saving a Hugging Face checkpoint at size: speed, and host memory beyond the parameters, beside peers.
 
-  python experiments/benchmark_checkpoint.py                  # 5 GB: 30B-A3B with 3 layers
-  python experiments/benchmark_checkpoint.py --gigabytes=9.9
+  python experiments/benchmark_checkpoint.py                    # 3.7 GB: 30B-A3B with 2 layers
+  python experiments/benchmark_checkpoint.py --folder=/dev/shm  # in memory: without the disk's speed
 
 Writes random bfloat16 weights with the format's own library. Then, each in a process of its own: ours loads them onto 8
 simulated CPU devices, cut as the learner cuts them, and saves them again; safetensors reads and writes them as they
@@ -10,7 +10,8 @@ saved is compared with what was written, tensor by tensor and byte by byte.
 
 Memory is anonymous memory (RssAnon in /proc/self/status, every few ms), at its peak, beyond what there was before and
 the parameters that are kept: mapped files are not in it, the kernel takes their pages back when it needs them. Files
-are read from the page cache where it holds them. Needs twice the size on disk and three times in memory.
+are read from the page cache where it holds them; ours alone waits until what it wrote is on the disk. Needs twice the
+size in the folder and three times in memory.
 """
 
 import dataclasses
@@ -34,10 +35,12 @@ from qwenlong_jax.models.presets import PRESETS, Qwen3Config, to_hf
 
 # JAX, torch and transformers are imported where they are used: each process has one of them.
 
-GIGABYTES = flags.DEFINE_float("gigabytes", 5.0, "of the checkpoint, about")
+GIGABYTES = flags.DEFINE_float("gigabytes", 4.0, "of the checkpoint, about")
 FOLDER = flags.DEFINE_string("folder", None, "for the checkpoints, which are removed at the end; default: a new one")
 PEERS = flags.DEFINE_bool("peers", True, "measure the peers too")
-PART = flags.DEFINE_string("part", None, "used by the program itself: reader:dtype, of which this process is to measure")
+PART = flags.DEFINE_string(
+  "part", None, "used by the program itself: reader:dtype, of which this process is to measure"
+)
 
 SHARD = 10**9
 MEASURED = ("ours:bfloat16", "ours:float32")

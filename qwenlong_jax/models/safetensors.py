@@ -294,20 +294,23 @@ def _fetch(path: tuple, leaf: Any, dtype: jnp.dtype) -> Iterator[np.ndarray]:
   """The parameter's Hugging Face tensors, one layer on the host at a time."""
   turned = _turned(path, leaf.shape)
   for layer in range(leaf.shape[0]) if path[0] == "runs" else [None]:
-    value = leaf.astype(dtype) if layer is None else _layer(leaf, layer, dtype)
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-      value = multihost_utils.process_allgather(value, tiled=True)
-    value = np.asarray(value)
+    value = _to_host(leaf, layer, dtype)
     for matrix in value if value.ndim == 3 else [value]:
       if turned:
         _turn(matrix, out := np.empty(matrix.shape[::-1], dtype))
       yield out if turned else matrix
+    del value, matrix  # before the next layer comes
+
+
+def _to_host(leaf: Any, layer: int | None, dtype: jnp.dtype) -> np.ndarray:
+  value = _cast(leaf, layer, dtype)
+  return np.asarray(value if value.is_fully_addressable else multihost_utils.process_allgather(value, tiled=True))
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _layer(stacked: jax.Array, layer: int, dtype: jnp.dtype) -> jax.Array:
-  """One layer, cast: in one program, that it is not there in both dtypes."""
-  return jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False).astype(dtype)
+def _cast(leaf: jax.Array, layer: int | None, dtype: jnp.dtype) -> jax.Array:
+  """A layer, or all. Always an array of its own: one that was fetched keeps its copy on the host as long as it lives."""
+  return (leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)).astype(dtype)
 
 
 def _write(
