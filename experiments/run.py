@@ -5,6 +5,7 @@
   python experiments/run.py --config=file.py:argument --print_config
 
 A config file is looked for in the current folder, then beside this file. Without --workdir, runs/<config's name>.
+What JAX compiles is kept for the next start in --compilation_cache; several hosts need one there that all of them see.
 
 Several hosts: the same command on each of them, with a workdir that all of them see. On a TPU slice nothing else is
 needed. Elsewhere each is told where the first can be reached, how many there are and which it is:
@@ -37,6 +38,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of all that the run write
 COORDINATOR = flags.DEFINE_string("coordinator", "", "with --processes: host:port at which process 0 can be reached")
 PROCESSES = flags.DEFINE_integer("processes", 0, "with --coordinator: how many processes there are")
 PROCESS = flags.DEFINE_integer("process", 0, "which of them this is, counted from 0")
+CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  "~/.cache/qwenlong_jax/xla",
+  "folder or gs://bucket/path in which compiled programs are kept, written by the first process; empty: nowhere. The "
+  "environment's JAX_COMPILATION_CACHE_DIR comes first",
+)
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "print the resolved config as JSON and exit")
 
 
@@ -55,6 +62,7 @@ def main(arguments: list[str]) -> int:
     return _fail(str(error))
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells its life story at INFO
+  keep_compiled(CACHE.value)
   return run_together(workdir, resolved) if several else run(workdir, resolved)
 
 
@@ -105,6 +113,22 @@ def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
     log.write_text(traceback.format_exc())
     raise
   return 0
+
+
+def keep_compiled(folder: str) -> None:
+  """Tells JAX where its compilation cache is. A folder that cannot be had costs time, not the run."""
+  if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  if "://" not in folder:
+    folder = os.path.abspath(os.path.expanduser(folder))
+    try:
+      os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+      print(f"compiled programs are not kept: {error}; give another --compilation_cache", file=sys.stderr)
+      return
+  # By the environment: JAX is imported later. Of a small model most programs compile in less than JAX's one second.
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def joins() -> bool:

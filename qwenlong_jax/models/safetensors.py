@@ -81,7 +81,7 @@ def save(
 ) -> None:
   """Writes config.json and shards of at most `max_shard_bytes` (or one tensor); the folder appears when all is there.
 
-  Parameters are fetched layer by layer, already of `dtype`. With several processes all of them call this, and the first one writes.
+  Parameters are fetched layer by layer, as `dtype`. With several processes all call this, and the first one writes.
 
   Raises:
     FileExistsError: `folder` is there already.
@@ -309,7 +309,7 @@ def _to_host(leaf: Any, layer: int | None, dtype: jnp.dtype) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="dtype")
 def _cast(leaf: jax.Array, layer: int | None, dtype: jnp.dtype) -> jax.Array:
-  """A layer, or all. Always an array of its own: one that was fetched keeps its copy on the host as long as it lives."""
+  """A layer, or all. An array of its own, always: one that was fetched keeps its host copy for as long as it lives."""
   return (leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)).astype(dtype)
 
 
