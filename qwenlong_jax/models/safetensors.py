@@ -28,6 +28,7 @@ from qwenlong_jax.models import qwen3
 from qwenlong_jax.models.presets import Qwen3Config, from_hf, to_hf
 
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+BLOCK = 2048  # rows that are turned and written at a time: what a strip of them touches stays in the cache
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -254,6 +255,13 @@ def _turn(matrix: np.ndarray, out: np.ndarray) -> None:
     out[:, row : row + 8] = matrix[row : row + 8].astype(out.dtype, copy=False).T
 
 
+def _contiguous(x: np.ndarray) -> np.ndarray:
+  if x.ndim == 2 and not x.flags.c_contiguous:
+    _turn(x.T, out := np.empty(x.shape, x.dtype))
+    return out
+  return x
+
+
 def _place(part: Callable[[tuple], np.ndarray], shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
   """As jax.make_array_from_callback, which would have all of this process's parts on the host at once."""
   if sharding.is_fully_replicated:
@@ -296,9 +304,7 @@ def _fetch(path: tuple, leaf: Any, dtype: jnp.dtype) -> Iterator[np.ndarray]:
   for layer in range(leaf.shape[0]) if path[0] == "runs" else [None]:
     value = _to_host(leaf, layer, dtype)
     for matrix in value if value.ndim == 3 else [value]:
-      if turned:
-        _turn(matrix, out := np.empty(matrix.shape[::-1], dtype))
-      yield out if turned else matrix
+      yield matrix.T if turned else matrix
     del value, matrix  # before the next layer comes
 
 
@@ -310,7 +316,7 @@ def _to_host(leaf: Any, layer: int | None, dtype: jnp.dtype) -> np.ndarray:
 @partial(jax.jit, static_argnames="dtype")
 def _cast(leaf: jax.Array, layer: int | None, dtype: jnp.dtype) -> jax.Array:
   """A layer, or all. An array of its own, always: one that was fetched keeps its host copy for as long as it lives."""
-  return (leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)).astype(dtype)
+  return jnp.copy(leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False)).astype(dtype)
 
 
 def _write(
@@ -331,7 +337,10 @@ def _write(
     with open(folder / name, "wb") as out:
       out.write(len(text).to_bytes(8, "little") + text)
       for _ in tensors:
-        out.write(np.ascontiguousarray(next(arrays)).view(np.uint8).data)
+        array = next(arrays)
+        for row in range(0, len(array), BLOCK):
+          out.write(_contiguous(array[row : row + BLOCK]).view(np.uint8).data)
+        del array  # before the next parameter is fetched
       out.flush()
       os.fsync(out.fileno())
     total += end

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qwenlong_jax.models import qwen3, safetensors
+from qwenlong_jax.parallelism import rules
+from qwenlong_jax.parallelism.mesh import make_mesh
 
 TOKENS = np.arange(1, 21).reshape(2, 10)
 KINDS = {
@@ -233,6 +235,30 @@ def test_parameters_that_are_not_the_models_are_named(untied, tiny, tmp_path):
     safetensors.save(tmp_path / "out", untied, wide)
   with pytest.raises(ValueError, match="dtype int32 is not supported; use bfloat16"):
     safetensors.save(tmp_path / "out", untied, params, jnp.int32)
+
+
+class Counted(np.ndarray):
+  """A mapped tensor that counts the bytes of what is taken from it."""
+
+  taken = 0
+
+  def __getitem__(self, index):
+    part = np.asarray(self)[index]
+    Counted.taken += part.nbytes
+    return part
+
+
+def test_a_device_reads_its_own_part_of_the_files_and_nothing_else(untied, tmp_path, monkeypatch):
+  params = random_params(untied)
+  safetensors.save(tmp_path / "out", untied, params, jnp.float32)
+  plain = safetensors._map
+  monkeypatch.setattr(
+    safetensors, "_map", lambda path: {name: view.view(Counted) for name, view in plain(path).items()}
+  )
+  loaded = safetensors.load(tmp_path / "out", untied, rules.shardings(params, make_mesh()))
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  # Eight devices together take every byte once, so that those of a process take no others' bytes.
+  assert Counted.taken == sum(x.nbytes for x in jax.tree.leaves(params))
 
 
 LARGER = {"num_hidden_layers": 8, "num_experts": 16, "hidden_size": 128, "moe_intermediate_size": 64}
