@@ -106,7 +106,7 @@ def write(folder: Path, config: Qwen3Config) -> None:
       used = 0
     files[-1].append((name, shape))
     used += 2 * int(np.prod(shape))
-  index = {}
+  index: dict[str, str] = {}
   for number, tensors in enumerate(files, 1):
     file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
     save_file({name: random_weights(random, shape) for name, shape in tensors}, folder / file, {"format": "pt"})
@@ -206,7 +206,7 @@ def by_transformers(folder: Path, out: Path, dtype: str) -> tuple[Cost, Cost, in
     # What is still a view of the mapped file is read here.
     size = sum(x.nbytes for x in model.parameters() if bool(torch.isfinite(x.flatten()[::512]).all()))
   with measured() as saving:
-    model.to(torch.bfloat16).save_pretrained(out, max_shard_size=SHARD)
+    model.bfloat16().save_pretrained(out, max_shard_size=SHARD)
   return loading, saving, size
 
 
@@ -256,8 +256,8 @@ def say(text: str) -> None:
 def main(arguments: list[str]) -> int:
   if PART.value:
     reader, dtype = PART.value.split(":")
-    folder = Path(FOLDER.value)
-    loading, saving, kept = READERS[reader](folder / "given", folder / "saved", dtype)
+    there = Path(FOLDER.value or ".")
+    loading, saving, kept = READERS[reader](there / "given", there / "saved", dtype)
     costs = {"load_s": loading.seconds, "load_bytes": loading.bytes - kept}
     print(json.dumps(costs | {"save_s": saving.seconds, "save_bytes": saving.bytes}))
     return 0

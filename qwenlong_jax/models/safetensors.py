@@ -262,7 +262,7 @@ def _contiguous(x: np.ndarray) -> np.ndarray:
   return x
 
 
-def _place(part: Callable[[tuple], np.ndarray], shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
+def _place(part: Callable[..., np.ndarray], shape: tuple[int, ...], sharding: Sharding) -> jax.Array:
   """As jax.make_array_from_callback, which would have all of this process's parts on the host at once."""
   if sharding.is_fully_replicated:
     return jax.make_array_from_callback(shape, sharding, part)
