@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def save(
   _check_params(dict(zip(paths, leaves)), config)
   parts = [part for path, leaf in zip(paths, leaves) for part in _parts(path, names[path], leaf.shape)]
   files = _plan(parts, np.dtype(dtype).itemsize, max_shard_bytes)
-  arrays = (x for path, leaf in zip(paths, leaves) for x in _fetch(path, leaf, dtype))
+  # A generator expression would hold on to the array before while the next one comes.
+  arrays = chain.from_iterable(_fetch(path, leaf, dtype) for path, leaf in zip(paths, leaves))
   if jax.process_index():
     for _ in arrays:
       pass
