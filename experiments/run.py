@@ -76,7 +76,8 @@ def run_together(workdir: Path, resolved: dict[str, Any]) -> int:
   try:
     hosts.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
   except (ValueError, RuntimeError) as error:
-    return _fail(f"process {PROCESS.value} cannot join the others: {error}")
+    alone = "" if PROCESSES.value else "; a machine without others is told so by --processes=1"
+    return _fail(f"process {PROCESS.value} cannot join the others: {error}{alone}")
   try:
     status = run(workdir, resolved, together=True)
   except SystemExit as stop:
