@@ -71,6 +71,8 @@ class Rollout:
   under the full softmax at the sampling temperature (top-p not applied), `entropy` that of the full softmax at the
   entropy's temperature (eq. 11; the sampling one by default), both in nats; 0 past `length`. `stopped` says that a stop
   token ended the response (False: the budget did). `prefill_tokens` counts prompt slots that the model really computed.
+  `prompt_experts` and `experts`, if they were recorded: the E experts that each of the M layers of mixed experts chose
+  for a token, when it went through the model (the last token of a response does not).
   """
 
   prompts: Prompts
@@ -81,6 +83,8 @@ class Rollout:
   stopped: Bool[Array, "P G"]
   prefill_tokens: Int[Array, ""]
   decode_steps: Int[Array, ""]
+  prompt_experts: Int[Array, "P S M E"] | None = None
+  experts: Int[Array, "P G R M E"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +98,8 @@ class TrainBatch:
   `target` is the token that a slot predicts and `sample` the sample (0..B-1) it belongs to, -1 where it predicts
   nothing. `weight` is the coefficient of the slot's ratio in the objective: indicator * advantage / normaliser (eq. 4),
   so that the objective is a plain sum over slots, however they are cut into micro-batches or devices.
-  `old_logprob` is the sampler's log-probability of the target.
+  `old_logprob` is the sampler's log-probability of the target. `experts`, if given: those that the slot's token is to
+  be routed to in each layer of mixed experts.
   """
 
   tokens: Int[Array, "N L"]
@@ -104,3 +109,4 @@ class TrainBatch:
   sample: Int[Array, "N L"]
   weight: Float[Array, "N L"]
   old_logprob: Float[Array, "N L"]
+  experts: Int[Array, "N L M E"] | None = None

@@ -120,17 +120,49 @@ def _check_shapes(
 def write_suffix(
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   new: tuple[Float[Array, "N P G K D"], Float[Array, "N P G K D"]],
-  slot: Int[Array, ""],
+  slot: Int[Array, ""] | Int[Array, "P"],
 ) -> tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]]:
-  """The suffix with the new token's keys and values of all layers in `slot`, the same one of every branch.
+  """The suffix with the new token's keys and values of all layers in `slot`, one for all branches or one per prompt.
 
   Left to itself the TPU compiler lays the cache out for this write (along the branches, or slots innermost) and copies
-  it for the kernel in every step. So it is told the layout, and writes through a view [N*P*G*K R D].
+  it for the kernel in every step. So it is told the layout, and writes through a view [N*P*G*K R D], or of as many
+  dimensions as the slots differ over.
+
+  Raises:
+    ValueError: shapes disagree.
   """
+  n, p, g, heads, r, d = suffix[0].shape
+  if slot.shape not in ((), (p,)) or any(x.shape != (n, p, g, heads, d) for x in new):
+    raise ValueError(f"{slot.shape=}, new {[x.shape for x in new]}; wanted () or {(p,)}, and {(n, p, g, heads, d)}")
 
   def written(cache: Array, new: Array) -> Array:
-    flat, row = cache.reshape(-1, *cache.shape[4:]), new.reshape(-1, 1, new.shape[-1])
-    flat = jax.lax.dynamic_update_slice_in_dim(flat, row, slot, axis=1)
-    return with_layout_constraint(flat, Layout((0, 1, 2))).reshape(cache.shape)
+    if slot.ndim == 0:
+      flat = jax.lax.dynamic_update_slice_in_dim(cache.reshape(-1, r, d), new.reshape(-1, 1, d), slot, axis=1)
+      return with_layout_constraint(flat, Layout((0, 1, 2))).reshape(cache.shape)
+    flat, rows = cache.reshape(n, p, g * heads, r, d), new.reshape(n, p, g * heads, 1, d)
+    for i in range(p):
+      flat = jax.lax.dynamic_update_slice(flat, rows[:, i : i + 1], (0, i, 0, slot[i], 0))
+    return with_layout_constraint(flat, Layout((0, 1, 2, 3, 4))).reshape(cache.shape)
 
   return written(suffix[0], new[0]), written(suffix[1], new[1])
+
+
+def write_prefix(
+  prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
+  new: tuple[Float[Array, "N 1 K S D"], Float[Array, "N 1 K S D"]],
+  row: Int[Array, ""],
+) -> tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]]:
+  """The prefix with another one in the place of `row`, in the layout that the kernel reads, as `write_suffix`.
+
+  Raises:
+    ValueError: shapes disagree.
+  """
+  n, _, *rest = prefix[0].shape
+  if row.shape != () or any(x.shape != (n, 1, *rest) for x in new):
+    raise ValueError(f"{row.shape=}, new {[x.shape for x in new]}; wanted () and {(n, 1, *rest)}")
+
+  def written(cache: Array, new: Array) -> Array:
+    cache = jax.lax.dynamic_update_slice_in_dim(cache, new, row, axis=1)
+    return with_layout_constraint(cache, Layout(tuple(range(cache.ndim))))
+
+  return written(prefix[0], new[0]), written(prefix[1], new[1])

@@ -4,6 +4,7 @@ Letters: T tokens, D model width, E experts, K chosen per token, F expert width.
 """
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,20 @@ from qwenlong_jax.models.presets import Qwen3Config
 DENSE_UP_TO_EXPERTS = 8
 
 
+@dataclass(frozen=True)
+class Cut:
+  """Inside `shard_map`, the mesh axis over which a feed-forward layer's experts or width are cut (None: not at all).
+
+  The devices of the axis have the same rows each, or `own_rows`.
+  """
+
+  axis: str | None = None
+  own_rows: bool = False
+
+
 class MoE(nnx.Module):
-  """The sparse feed-forward layer. Parameters: router [D E], gate and up [E D F], down [E F D]."""
+  """The sparse feed-forward layer. Parameters: router [D E], gate and up [E D F], down [E F D]; where it is cut all of
+  the router and this device's share of the experts."""
 
   def __init__(self, config: Qwen3Config, rngs: nnx.Rngs, param_dtype: jnp.dtype = jnp.float32):
     d, e, f = config.hidden_size, config.num_experts, config.moe_intermediate_size
@@ -30,18 +43,39 @@ class MoE(nnx.Module):
     self.router, self.gate, self.up, self.down = normal(d, e), normal(e, d, f), normal(e, d, f), normal(e, f, d)
     self.chosen, self.renormalise = config.num_experts_per_tok, config.norm_topk_prob
 
-  def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
-    weights, experts = route(x, self.router[...], self.chosen, self.renormalise)
-    run = all_experts if self.router.shape[1] <= DENSE_UP_TO_EXPERTS else chosen_experts
-    return run(x, weights, experts, *(w[...].astype(x.dtype) for w in (self.gate, self.up, self.down)))
+  def __call__(
+    self, x: Float[Array, "T D"], cut: Cut, experts: Int[Array, "T K"] | None = None
+  ) -> tuple[Float[Array, "T D"], Int[Array, "T K"]]:
+    """(the layer's output, the chosen experts); `experts` are chosen where they are given (`route`)."""
+    weights, experts = route(x, self.router[...], self.chosen, self.renormalise, experts)
+    matrices = [w[...].astype(x.dtype) for w in (self.gate, self.up, self.down)]
+    if cut.axis is None:
+      run = all_experts if self.router.shape[1] <= DENSE_UP_TO_EXPERTS else chosen_experts
+    elif not cut.own_rows:
+      run = functools.partial(expert_shares, axis=cut.axis)
+    # What is less goes round: 6 bytes of each row, or 2 of each number of three matrices.
+    elif len(x) < matrices[0].shape[0] * matrices[0].shape[2]:
+      run = functools.partial(expert_parallel, axis=cut.axis)
+    else:
+      run = chosen_experts
+      matrices = [jax.lax.all_gather(w, cut.axis, axis=0, tiled=True) for w in matrices]
+    return run(x, weights, experts, *matrices), experts
 
 
 def route(
-  x: Float[Array, "T D"], router: Float[Array, "D E"], chosen: int, renormalise: bool
+  x: Float[Array, "T D"],
+  router: Float[Array, "D E"],
+  chosen: int,
+  renormalise: bool,
+  experts: Int[Array, "T K"] | None = None,
 ) -> tuple[Float[Array, "T E"], Int[Array, "T K"]]:
-  """(weight of every expert, 0 where it is not chosen; the chosen experts) of each token; softmax in float32."""
+  """(weight of every expert, 0 where it is not chosen; the chosen experts) of each token; softmax in float32.
+
+  `experts`: those that were chosen elsewhere, of which only the weights are computed.
+  """
   probs = jax.nn.softmax((x @ router.astype(x.dtype)).astype(accumulator(x)))
-  _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs), chosen)
+  if experts is None:
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(probs), chosen)
   weights = probs * jax.nn.one_hot(experts, probs.shape[1]).sum(1)
   if renormalise:
     weights = weights / weights.sum(1, keepdims=True)
@@ -88,6 +122,26 @@ def _apply(x: Array, weights: Array, experts: Array, gate: Array, up: Array, dow
   # Weighted here, where a row is F wide and not D.
   hidden = hidden * spread(weights.reshape(-1), order, place, 1)[:, None]
   return collect(grouped_matmul(hidden, down, sizes), order, place, experts.shape[1])
+
+
+def expert_shares(
+  x: Float[Array, "T D"],
+  weights: Float[Array, "T E"],
+  experts: Int[Array, "T K"],
+  gate: Float[Array, "L D F"],
+  up: Float[Array, "L D F"],
+  down: Float[Array, "L F D"],
+  *,
+  axis: str,
+) -> Float[Array, "T D"]:
+  """`chosen_experts` where every device of the mesh axis `axis` has the same few tokens and L of the E experts."""
+  here = experts - jax.lax.axis_index(axis) * gate.shape[0]
+  return added(_apply(x, _of_chosen(weights, experts), here, gate, up, down), axis)
+
+
+def added(x: Float[Array, "T D"], axis: str) -> Float[Array, "T D"]:
+  """The sum over the devices of a mesh axis, in the accumulator's precision."""
+  return jax.lax.psum(x.astype(accumulator(x)), axis).astype(x.dtype)
 
 
 def expert_parallel(

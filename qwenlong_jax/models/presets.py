@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -104,26 +104,6 @@ class Qwen3Config:
       else "dense"
       for layer in range(self.num_hidden_layers)
     )
-
-
-class ParameterCount(NamedTuple):
-  """`active` leaves out the experts that a token is not routed to."""
-
-  total: int
-  active: int
-
-
-def parameter_count(config: Qwen3Config) -> ParameterCount:
-  """Numbers of weights, embeddings included; a tied head is counted once."""
-  d, h = config.hidden_size, config.head_dim
-  attention = 2 * d * h * (config.num_attention_heads + config.num_key_value_heads) + 2 * h
-  expert = 3 * d * config.moe_intermediate_size
-  total = active = config.vocab_size * d * (1 if config.tie_word_embeddings else 2) + d
-  for kind in config.layer_kinds:
-    shared = attention + 2 * d + (config.num_experts * d if kind == "moe" else 3 * d * config.intermediate_size)
-    total += shared + (config.num_experts * expert if kind == "moe" else 0)
-    active += shared + (config.num_experts_per_tok * expert if kind == "moe" else 0)
-  return ParameterCount(total, active)
 
 
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}

@@ -4,7 +4,8 @@ Consecutive layers of one kind are stacked and scanned (`runs`): all of them for
 `mlp_only_layers` or `decoder_sparse_step` mix dense and sparse layers.
 
 Letters: B rows, L slots, T = B*L tokens (activations travel flat, [T D]: one matmul per weight), D model width, H query
-heads, K key-value heads, A head dimension, V vocabulary, P prompts, G branches, S prefix slots, R suffix slots.
+heads, K key-value heads, A head dimension, V vocabulary, P prompts, G branches, S prefix slots, R suffix slots, M
+layers of mixed experts, E experts of each token.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from qwenlong_jax.kernels.flash_attention.operands import RESULTS
 from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.kernels.prefix_decode import prefix_decode
 from qwenlong_jax.models import rotary
-from qwenlong_jax.models.moe import MoE
+from qwenlong_jax.models.moe import Cut, MoE, added
 from qwenlong_jax.models.presets import Qwen3Config
 
 # A stack of so few layers is unrolled: the compiler fuses across them, and a loop would hardly compile faster.
@@ -47,7 +48,7 @@ def rms_norm(x: Float[Array, "*n D"], weight: Float[Array, "D"], eps: float) -> 
 
 
 class MLP(nnx.Module):
-  """SwiGLU. Parameters: gate and up [D F], down [F D]."""
+  """SwiGLU. Parameters: gate and up [D F], down [F D]; where it is cut this device's share of the width F."""
 
   def __init__(self, config: Qwen3Config, rngs: nnx.Rngs, param_dtype: jnp.dtype):
     d, f = config.hidden_size, config.intermediate_size
@@ -56,9 +57,14 @@ class MLP(nnx.Module):
     )
     self.gate, self.up, self.down = normal(d, f), normal(d, f), normal(f, d)
 
-  def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+  def __call__(self, x: Float[Array, "T D"], cut: Cut, experts: Array | None = None) -> tuple[Array, None]:
+    """As `MoE`, without experts."""
     gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    if cut.axis is not None and cut.own_rows:
+      whole = lambda w, dimension: jax.lax.all_gather(w, cut.axis, axis=dimension, tiled=True)  # noqa: E731
+      gate, up, down = whole(gate, 1), whole(up, 1), whole(down, 0)
+    out = (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return out if cut.axis is None or cut.own_rows else added(out, cut.axis), None
 
 
 class Attention(nnx.Module):
@@ -95,11 +101,18 @@ class Block(nnx.Module):
     self.eps = config.rms_norm_eps
 
   def __call__(
-    self, x: Float[Array, "T D"], cos: Array, sin: Array, attend: Attend
-  ) -> tuple[Float[Array, "T D"], tuple[Array, Array]]:
-    attended, kv = self.attention(rms_norm(x, self.attention_norm[...], self.eps), cos, sin, attend)
+    self,
+    x: Float[Array, "T D"],
+    angles: tuple[Array, Array],
+    attend: Attend,
+    cut: Cut,
+    experts: Int[Array, "T K"] | None = None,
+  ) -> tuple[Float[Array, "T D"], tuple[tuple[Array, Array], Int[Array, "T K"] | None]]:
+    """(output, ((keys, values) [T K A], the chosen experts)); `angles` are cos and sin, `experts` as `MoE`."""
+    attended, kv = self.attention(rms_norm(x, self.attention_norm[...], self.eps), *angles, attend)
     x = x + attended
-    return x + self.mlp(rms_norm(x, self.mlp_norm[...], self.eps)), kv
+    out, experts = self.mlp(rms_norm(x, self.mlp_norm[...], self.eps), cut, experts)
+    return x + out, (kv, experts)
 
 
 class Qwen3(nnx.Module):
@@ -108,6 +121,7 @@ class Qwen3(nnx.Module):
   Args:
     dtype: of the computation; parameters are cast where they are used.
     remat: recompute each layer in the backward pass, but for its attention, instead of keeping its activations.
+    offload: of what is kept, attention's results wait in the hosts' memory.
   """
 
   def __init__(
@@ -118,8 +132,9 @@ class Qwen3(nnx.Module):
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype = jnp.float32,
     remat: bool = False,
+    offload: bool = False,
   ):
-    self.config, self.dtype, self.remat = config, dtype, remat
+    self.config, self.dtype, self.remat, self.offload = config, dtype, remat, offload
     normal = lambda *shape: nnx.Param(  # noqa: E731
       jax.random.normal(rngs.params(), shape, param_dtype) * config.initializer_range
     )
@@ -136,13 +151,15 @@ class Qwen3(nnx.Module):
     *,
     attention: Callable = flash_attention,
     fetch: Fetch = held,
+    experts: Int[Array, "M B L E"] | None = None,
   ) -> Float[Array, "B L D"]:
     """Hidden states after the final norm. Who sees whom: `kernels.flash_attention`.
 
     `attention` takes its operands; `ring_attention` where the L slots are a device's share. `fetch` makes a layer's
-    parameters whole where they are cut over devices.
+    parameters whole where they are cut over devices. `experts`: the E of each token that the M layers of mixed experts
+    are to choose.
     """
-    return self.prefill(tokens, positions, segments, attention=attention, fetch=fetch)[0]
+    return self.prefill(tokens, positions, segments, attention=attention, fetch=fetch, experts=experts)[0]
 
   def prefill(
     self,
@@ -152,48 +169,63 @@ class Qwen3(nnx.Module):
     *,
     attention: Callable = flash_attention,
     fetch: Fetch = held,
-  ) -> tuple[Float[Array, "B L D"], Cache]:
-    """(hidden states, keys and values [layers B K L A] each); arguments as `__call__`."""
+    axis: str | None = None,
+    experts: Int[Array, "M B L E"] | None = None,
+  ) -> tuple[Float[Array, "B L D"], Cache, Int[Array, "M B L E"] | None]:
+    """(hidden states, keys and values [layers B K L A] each, the chosen experts); arguments as `__call__`.
+
+    `axis`: inside `shard_map`, the L slots are this device's of those cut over this mesh axis, over which parameters
+    lie as for `decode`.
+    """
     b, l = tokens.shape
 
     def attend(q: Array, k: Array, v: Array, _: Array) -> Array:
       q, k, v = (x.reshape(b, l, -1, self.config.head_dim) for x in (q, k, v))
       return attention(q, k, v, segments, positions).reshape(b * l, -1)
 
-    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, fetch)
-    kv = tuple(jnp.moveaxis(c.reshape(len(c), b, l, -1, self.config.head_dim), 2, 3) for c in kv)
-    return x.reshape(b, l, -1), kv
+    flat = None if experts is None else experts.reshape(len(experts), b * l, -1)
+    x, kv, flat = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, fetch, Cut(axis, True), flat)
+    k, v = (jnp.moveaxis(c.reshape(len(c), b, l, -1, self.config.head_dim), 2, 3) for c in kv)
+    return x.reshape(b, l, -1), (k, v), None if flat is None else flat.reshape(len(flat), b, l, -1)
 
   def decode(
     self,
     tokens: Int[Array, "P G"],
+    positions: Int[Array, "P G"],
     prefix: Cache,
     prefix_length: Int[Array, "P"],
     suffix: Cache,
     suffix_length: Int[Array, "P G"],
-  ) -> tuple[Float[Array, "P G D"], Cache]:
-    """One token of each branch, read-only on the caches; positions continue after the prefix.
+    *,
+    axis: str | None = None,
+  ) -> tuple[Float[Array, "P G D"], Cache, Int[Array, "M P G E"] | None]:
+    """One token of each branch, read-only on the caches.
 
     Args:
       prefix: [layers P K S A] each, as from `prefill`.
       suffix: [layers P G K R A] each.
+      axis: inside `shard_map`, the slots of the caches are cut over this mesh axis (`prefix_decode`), and experts,
+        widths of dense layers and, where it divides, the head's vocabulary (`parallelism.rules.decoding`).
 
     Returns:
-      hidden states, and the new token's keys and values [layers P G K A], for the caller to write.
+      hidden states; the new token's keys and values [layers P G K A], for the caller to write; the chosen experts.
     """
     p, g = tokens.shape
-    positions = prefix_length[:, None] + suffix_length
 
     def attend(q: Array, k: Array, v: Array, layer: Array) -> Array:
       q, k, v = (x.reshape(p, g, -1, self.config.head_dim) for x in (q, k, v))
-      return prefix_decode(q, k, v, prefix, prefix_length, suffix, suffix_length, layer).reshape(p * g, -1)
+      return prefix_decode(q, k, v, prefix, prefix_length, suffix, suffix_length, layer, axis=axis).reshape(p * g, -1)
 
-    x, kv = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend)
-    return x.reshape(p, g, -1), tuple(c.reshape(len(c), p, g, -1, self.config.head_dim) for c in kv)
+    x, kv, experts = self._decoder(tokens.reshape(-1), positions.reshape(-1), attend, cut=Cut(axis))
+    k, v = (c.reshape(len(c), p, g, -1, self.config.head_dim) for c in kv)
+    return x.reshape(p, g, -1), (k, v), None if experts is None else experts.reshape(len(experts), p, g, -1)
 
-  def logits(self, hidden: Float[Array, "*n D"]) -> Float[Array, "*n V"]:
-    """Float32 logits; for a few tokens at a time (`kernels.token_stats` for many)."""
-    return jnp.matmul(hidden, self.head_weight(), preferred_element_type=accumulator(hidden))
+  def logits(self, hidden: Float[Array, "*n D"], axis: str | None = None) -> Float[Array, "*n V"]:
+    """Float32 logits; for a few tokens at a time (`kernels.token_stats` for many). `axis` as `decode`."""
+    logits = jnp.matmul(hidden, self.head_weight(), preferred_element_type=accumulator(hidden))
+    if axis is not None and logits.shape[-1] < self.config.vocab_size:
+      logits = jax.lax.all_gather(logits, axis, axis=logits.ndim - 1, tiled=True)
+    return logits
 
   def head_weight(self, fetch: Fetch = held) -> Float[Array, "D V"]:
     """The output projection in the computation's dtype: the embedding, transposed, where they are tied."""
@@ -202,33 +234,51 @@ class Qwen3(nnx.Module):
     return fetch(self.head[...].astype(self.dtype), "head")
 
   def _decoder(
-    self, tokens: Int[Array, "T"], positions: Int[Array, "T"], attend: Callable, fetch: Fetch = held
-  ) -> tuple:
-    """`attend` takes q, k, v as `Attend` does, and the layer's index."""
+    self,
+    tokens: Int[Array, "T"],
+    positions: Int[Array, "T"],
+    attend: Callable,
+    fetch: Fetch = held,
+    cut: Cut = Cut(),  # noqa: B008
+    experts: Int[Array, "M T E"] | None = None,
+  ) -> tuple[Float[Array, "T D"], tuple[Array, Array], Int[Array, "M T E"] | None]:
+    """(hidden states, keys and values [layers T K A], the chosen experts); `attend` also takes the layer's index."""
     config = self.config
     inverse, factor = rotary.frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    cos, sin = rotary.angles(positions, inverse, factor)
+    angles = rotary.angles(positions, inverse, factor)
     # Looked up in the master parameters' precision, in which a frequent token's gradients are then added up.
     x = fetch(self.embedding[...], "embedding")[tokens].astype(self.dtype)
-    kvs = []
-    bounds = itertools.accumulate((count for _, count in runs_of(config)), initial=0)
-    for number, (run, (first, end)) in enumerate(zip(self.runs, itertools.pairwise(bounds), strict=True)):
+    found: list[tuple] = []
+    first, mixed = 0, 0
+    for number, (run, (kind, count)) in enumerate(zip(self.runs, runs_of(config), strict=True)):
       graph, weights = nnx.split(run)
 
       def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph, number: int = number) -> tuple:
-        weights, index = scanned
+        weights, index, chosen = scanned
         weights = fetch(jax.tree.map(lambda w: w.astype(self.dtype), weights), "runs", number)
-        return nnx.merge(graph, weights)(x, cos, sin, lambda q, k, v: attend(q, k, v, index))
+        return nnx.merge(graph, weights)(x, angles, lambda q, k, v: attend(q, k, v, index), cut, chosen)
 
-      short = end - first <= UNROLLED
+      short = count <= UNROLLED
       if self.remat:
         keep = jax.checkpoint_policies.save_only_these_names(RESULTS)
+        if self.offload:
+          keep = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[RESULTS],
+            offload_src="device",
+            offload_dst="pinned_host",
+          )
         layer = jax.checkpoint(layer, policy=keep, prevent_cse=short)
-      kv: tuple[Array, Array]
-      x, kv = jax.lax.scan(layer, x, (weights, jnp.arange(first, end, dtype=jnp.int32)), unroll=short)
-      kvs.append(kv)
+      chosen = None if experts is None or kind == "dense" else experts[mixed : mixed + count]
+      indices = jnp.arange(first, first + count, dtype=jnp.int32)
+      outputs: tuple
+      x, outputs = jax.lax.scan(layer, x, (weights, indices, chosen), unroll=short)
+      found.append(outputs)
+      first, mixed = first + count, mixed + count * (kind == "moe")
     x = rms_norm(x, fetch(self.norm[...], "norm"), config.rms_norm_eps)
-    return x, kvs[0] if len(kvs) == 1 else jax.tree.map(lambda *c: jnp.concatenate(c), *kvs)
+    kv = jax.tree.map(lambda *c: jnp.concatenate(c), *(kv for kv, _ in found))
+    routed = [chosen for _, chosen in found if chosen is not None]
+    return x, kv, jnp.concatenate(routed) if routed else None
 
 
 def stack(config: Qwen3Config, kind: str, count: int, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Block:

@@ -13,6 +13,20 @@ from jaxtyping import PyTree
 ROWS = PartitionSpec("data")  # a batch: rows over one axis,
 SLOTS = PartitionSpec("data", "ring")  # inside the learner the slots of a row over the other
 
+# Dimensions of parameters that are cut while decoding, to mesh axes. Experts and widths are large and what they add is
+# summed; attention's own parameters, 2 GB of Qwen3-30B-A3B, every device has.
+DECODING = {"experts": "ring", "width": "ring", "vocabulary": "ring"}
+# (name, number of dimensions) -> dimensions; other parameters have none that is cut.
+DIMENSIONS = {
+  ("gate", 4): ("layers", "experts", "model", "expert width"),
+  ("up", 4): ("layers", "experts", "model", "expert width"),
+  ("down", 4): ("layers", "experts", "expert width", "model"),
+  ("gate", 3): ("layers", "model", "width"),
+  ("up", 3): ("layers", "model", "width"),
+  ("down", 3): ("layers", "width", "model"),
+  ("head", 2): ("model", "vocabulary"),
+}
+
 
 def spread(shape: tuple[int, ...], mesh: Mesh, *, layers: bool = False) -> PartitionSpec:
   """All axes on the first dimension that divides by the devices, else each on the first that divides by it alone.
@@ -46,6 +60,27 @@ def specs(abstract: PyTree, mesh: Mesh) -> PyTree:
   def spec(path: tuple, x: jax.ShapeDtypeStruct) -> PartitionSpec:
     names = {getattr(key, "key", getattr(key, "name", None)) for key in path}
     return spread(x.shape, mesh, layers="runs" in names)
+
+  return jax.tree_util.tree_map_with_path(spec, abstract)
+
+
+def decoding(abstract: PyTree, mesh: Mesh) -> PyTree:
+  """The PartitionSpec of each parameter while decoding, by `DECODING`; a vocabulary that does not divide stays whole.
+
+  Raises:
+    ValueError: the experts or a dense layer's width do not divide over their mesh axis.
+  """
+
+  def spec(path: tuple, x: jax.ShapeDtypeStruct) -> PartitionSpec:
+    name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+    cut: list[str | None] = []
+    for dimension, size in zip(DIMENSIONS.get((name, x.ndim), ()), x.shape):
+      axis = DECODING.get(dimension)
+      parts = mesh.shape[axis] if axis else 1
+      if size % parts and dimension != "vocabulary":
+        raise ValueError(f"{size} {dimension} of {name} do not divide over mesh.{axis}={parts}; take one that divides")
+      cut.append(axis if parts > 1 and size % parts == 0 else None)
+    return PartitionSpec(*cut) if any(cut) else PartitionSpec()
 
   return jax.tree_util.tree_map_with_path(spec, abstract)
 

@@ -3,13 +3,40 @@
 Letters: N rows, V vocabulary.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from qwenlong_jax.kernels.precision import accumulator
 
 _ONE = 0x3F800000  # the bits of 1.0: between two floats in [0, 1] the order of the bits is the order of the numbers
+
+
+@dataclass(frozen=True)
+class Sampling:
+  """How responses are drawn: at most `max_tokens` each, ended by one of `stop_ids`, slots after it hold `pad_id`.
+
+  Entropies are taken at `entropy_temperature`; 0: at `temperature`, or at 1 where that is 0 too.
+  """
+
+  temperature: float
+  top_p: float
+  max_tokens: int
+  stop_ids: tuple[int, ...]
+  pad_id: int
+  entropy_temperature: float = 0.0
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.temperature < np.inf or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+      raise ValueError(
+        f"sampling.temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1], "
+        f"max_tokens={self.max_tokens} >= 1"
+      )
+    if not 0 <= self.entropy_temperature < np.inf:
+      raise ValueError(f"entropy.temperature={self.entropy_temperature} must be >= 0 (0: the sampling temperature)")
 
 
 def nucleus_threshold(probs: Float[Array, "N V"], top_p: float) -> Float[Array, "N 1"]:

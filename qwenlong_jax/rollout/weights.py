@@ -3,17 +3,34 @@
 from functools import lru_cache
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from qwenlong_jax.parallelism import rules
 
 
+def for_decoding(params: PyTree, mesh: Mesh, dtype: jnp.dtype) -> PyTree:
+  """The parameters in `dtype`, cut by `rules.decoding`: moved in one program per step instead of once per token."""
+  same = all(x.dtype == dtype for x in jax.tree.leaves(params))
+  return params if same and mesh.size == 1 else _program(params, mesh, dtype)(params)
+
+
+def lower(params: PyTree, mesh: Mesh, dtype: jnp.dtype) -> jax.stages.Lowered:
+  """What `for_decoding` runs, from shapes and shardings of the parameters."""
+  return _program(params, mesh, dtype).lower(params)
+
+
+def _program(params: PyTree, mesh: Mesh, dtype: jnp.dtype) -> jax.stages.Wrapped:
+  specs, structure = jax.tree.flatten(rules.decoding(params, mesh))
+  return _compiled_once(structure, tuple(NamedSharding(mesh, spec) for spec in specs), jnp.dtype(dtype))
+
+
 @lru_cache
-def _gather(mesh: Mesh) -> jax.stages.Wrapped:
-  return jax.jit(lambda params: params, out_shardings=rules.replicated(mesh))
+def _compiled_once(
+  structure: jax.tree_util.PyTreeDef, shardings: tuple[NamedSharding, ...], dtype: jnp.dtype
+) -> jax.stages.Wrapped:
+  def relaid(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
-
-def for_decoding(params: PyTree, mesh: Mesh) -> PyTree:
-  """The parameters whole on every device, gathered once per step instead of once per token."""
-  return params if mesh.size == 1 else _gather(mesh)(params)
+  return jax.jit(relaid, out_shardings=jax.tree.unflatten(structure, shardings))

@@ -108,7 +108,8 @@ def test_a_decode_step_of_a_model_never_copies_a_layers_cache(name, loop, head_d
 
   def step(params, tokens, prefix, prefix_length, suffix, suffix_length):
     net = nnx.merge(graph, params)
-    hidden, new = net.decode(tokens, prefix, prefix_length, suffix, suffix_length)
+    positions = prefix_length[:, None] + suffix_length
+    hidden, new, _ = net.decode(tokens, positions, prefix, prefix_length, suffix, suffix_length)
     return net.logits(hidden).argmax(-1).astype(jnp.int32), new
 
   def steps(params, tokens, prefix, prefix_length, suffix, suffix_length):

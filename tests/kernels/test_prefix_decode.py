@@ -18,6 +18,7 @@ from qwenlong_jax.kernels.prefix_decode import (
   pallas_tpu,
   prefix_decode,
   prefix_decode_with_lse,
+  write_prefix,
   write_suffix,
 )
 
@@ -200,6 +201,30 @@ def test_a_new_token_is_written_into_its_slot_of_every_layer_and_branch_and_nowh
     want = np.array(before)
     want[:, :, :, :, 3] = x
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_prefix_is_written_into_its_row_of_every_layer_and_nowhere_else():
+  before = tuple(jnp.arange(2 * 3 * 4 * 5 * 6.0).reshape(2, 3, 4, 5, 6) * sign for sign in (1, -1))
+  new = tuple(x[:, :1] + 1000 for x in before)
+  for got, old, x in zip(write_prefix(before, new, jnp.int32(2)), before, new):
+    want = np.array(old)
+    want[:, 2] = x[:, 0]
+    np.testing.assert_array_equal(got, want)
+  with pytest.raises(ValueError, match=r"wanted \(\) and \(2, 1, 4, 5, 6\)"):
+    write_prefix(before, before, jnp.int32(2))
+
+
+def test_each_prompts_branches_may_write_another_slot():
+  _, k, v, _, suffix = random_inputs(6)
+  new = tuple(jnp.stack([x * layer for layer in range(N)]) for x in (k, v))
+  slots = jnp.arange(P, dtype=jnp.int32) % suffix[0].shape[4]
+  for got, before, x in zip(write_suffix(suffix, new, slots), suffix, new):
+    want = np.array(before)
+    for p, slot in enumerate(slots):
+      want[:, p, :, :, slot] = x[:, p]
+    np.testing.assert_array_equal(got, want)
+  with pytest.raises(ValueError, match=r"slot.shape=\(7,\), new .*; wanted \(\) or"):
+    write_suffix(suffix, new, jnp.zeros(7, jnp.int32))
 
 
 def test_the_prefix_is_never_copied_for_each_branch():

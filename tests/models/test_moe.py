@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from qwenlong_jax.models import moe
@@ -31,7 +32,7 @@ def layer(request, tiny):
     def run(x, params, cotangent):
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moe, "DENSE_UP_TO_EXPERTS", E if request.param == "all_experts" else E - 1)
-        out, vjp = jax.vjp(lambda x, p: nnx.merge(graph, nnx.State(p))(x), x, params)
+        out, vjp = jax.vjp(lambda x, p: nnx.merge(graph, nnx.State(p))(x, moe.Cut())[0], x, params)
       return out, vjp(cotangent)
 
     return run
@@ -186,5 +187,28 @@ def test_few_experts_are_all_computed_many_only_where_chosen(tiny, monkeypatch, 
   for name in ("all_experts", "chosen_experts"):
     monkeypatch.setattr(moe, name, lambda x, *_, name=name: called.append(name) or x)
   layer = nnx.eval_shape(lambda: moe.MoE(tiny("moe", num_experts=experts), nnx.Rngs(0)))
-  nnx.eval_shape(lambda layer: layer(jnp.zeros((3, 32))), layer)
+  nnx.eval_shape(lambda layer: layer(jnp.zeros((3, 32)), moe.Cut())[0], layer)
   assert called == [way]
+
+
+@pytest.mark.parametrize("rows, own_rows", [(4, True), (24, True), (5, False)])
+def test_a_layer_that_is_cut_is_the_whole_layer(tiny, rows, own_rows):
+  """Over 4 devices of 2 experts of width 8, each with rows of its own, so few that they go round the ring or so many
+  that the experts are gathered, or all with the same."""
+  layer = moe.MoE(tiny("moe", num_experts=8, num_experts_per_tok=3, moe_intermediate_size=8), nnx.Rngs(0))
+  graph, params = nnx.split(layer)
+  devices = 4
+  x = jax.random.normal(jax.random.key(1), (rows * devices if own_rows else rows, layer.router.shape[0]))
+  mesh = jax.make_mesh((devices,), ("experts",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
+  specs = jax.tree_util.tree_map_with_path(
+    lambda path, _: P() if "router" in jax.tree_util.keystr(path) else P("experts"), params
+  )
+  spread = P("experts") if own_rows else P()
+  cut = jax.shard_map(
+    lambda params, x: nnx.merge(graph, params)(x, moe.Cut("experts", own_rows)),
+    mesh=mesh, in_specs=(specs, spread), out_specs=spread, check_vma=False,
+  )  # fmt: skip
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(moe, "DENSE_UP_TO_EXPERTS", 0)
+    for got, want in zip(jax.jit(cut)(params, x), layer(x, moe.Cut())):
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -154,14 +154,15 @@ def test_decoding_over_caches_gives_the_logits_of_the_full_forward(pair, merged,
 
   @jax.jit
   def prefill(params):
-    hidden, cache = merged(config, params).prefill(*map(jnp.asarray, (prompts, positions, segments)))
+    hidden, cache, _ = merged(config, params).prefill(*map(jnp.asarray, (prompts, positions, segments)))
     return merged(config, params).logits(hidden), cache
 
   @jax.jit
   def step(params, tokens, prefix, suffix, written):
     net = merged(config, params)
     count = jnp.full((2, branches), written)
-    hidden, new = net.decode(tokens, prefix, jnp.asarray(lengths), suffix, count)
+    positions = jnp.asarray(lengths)[:, None] + count
+    hidden, new, _ = net.decode(tokens, positions, prefix, jnp.asarray(lengths), suffix, count)
     return net.logits(hidden), tuple(c.at[..., written, :].set(n) for c, n in zip(suffix, new, strict=True))
 
   first, prefix = prefill(params)

@@ -1,40 +1,16 @@
-"""Configurations against transformers' own reading of them, and sizes against the published ones."""
+"""Configurations against transformers' own reading of them."""
 
 import dataclasses
 
 import pytest
 from transformers import AutoConfig, Qwen3Config, Qwen3MoeConfig
 
-from qwenlong_jax.models.presets import PRESETS, Yarn, from_hf, parameter_count, to_hf
+from qwenlong_jax.models.presets import PRESETS, Yarn, from_hf, to_hf
 
 MOE = to_hf(PRESETS["qwen3-30b-a3b-thinking-2507"])
 DENSE = to_hf(PRESETS["qwen3-4b"])
 OLD = {key: value for key, value in MOE.items() if key != "rope_parameters"}
 NEW = {key: value for key, value in MOE.items() if key not in ("rope_theta", "rope_scaling")}
-
-
-@pytest.mark.parametrize(
-  "name, total, active",
-  [
-    ("qwen3-30b-a3b-thinking-2507", 30.53e9, 3.35e9),
-    ("qwen3-235b-a22b-thinking-2507", 235.09e9, 22.19e9),
-    ("qwen3-4b", 4.02e9, 4.02e9),
-    ("qwen3-4b-thinking-2507", 4.02e9, 4.02e9),
-    ("qwen3-8b", 8.19e9, 8.19e9),
-    ("qwen3-14b", 14.77e9, 14.77e9),
-    ("qwen3-32b", 32.76e9, 32.76e9),
-  ],
-)
-def test_published_models_have_their_published_numbers_of_parameters(name, total, active):
-  count = parameter_count(PRESETS[name])
-  assert count.total == pytest.approx(total, rel=1e-3)
-  assert count.active == pytest.approx(active, rel=1e-3)
-
-
-@pytest.mark.parametrize("changes", [{}, {"mlp_only_layers": (0,), "tie_word_embeddings": False}, {"num_experts": 0}])
-def test_parameters_are_counted_as_transformers_has_them(tiny, hugging_face, changes):
-  config = tiny("moe", **changes)
-  assert parameter_count(config).total == sum(weight.numel() for weight in hugging_face(config).parameters())
 
 
 @pytest.mark.parametrize("name", PRESETS)

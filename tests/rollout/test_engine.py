@@ -10,8 +10,9 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from qwenlong_jax.parallelism.mesh import make_mesh
-from qwenlong_jax.rollout.engine import Engine, Sampling
-from qwenlong_jax.rollout.sampling import sample
+from qwenlong_jax.rollout.engine import Engine
+from qwenlong_jax.rollout.sampling import Sampling, sample
+from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.types import Prompts
 
 P, G, S, R, V = 8, 3, 10, 6, 37
@@ -76,18 +77,21 @@ def sampling(naive):
 
 @pytest.fixture(scope="module")
 def engine(tiny):
-  """(kind, devices) -> Engine, each made once."""
-  return functools.cache(lambda kind, devices=1: Engine(tiny(kind)[0], make_mesh(devices)))
+  """(kind, devices, ring, lanes) -> Engine, each made once."""
+  return functools.cache(
+    lambda kind, devices=1, ring=1, lanes=0: Engine(tiny(kind)[0], make_mesh(devices, ring), lanes=lanes, ring_block=8)
+  )
 
 
 @pytest.fixture(scope="module")
 def generate(tiny, engine, sampling):
-  """(kind, prompts, devices=1, key=KEY) -> Rollout in numpy."""
+  """(kind, prompts, devices=1, ring=1, lanes=0, key=KEY) -> Rollout in numpy."""
 
-  def run(kind, prompts, devices=1, key=KEY):
+  def run(kind, prompts, devices=1, ring=1, lanes=0, key=KEY):
     _, params = tiny(kind)
-    rollout = engine(kind, devices).generate(params, prompts, key, group=G, sampling=sampling(kind))
-    return jax.device_get(rollout)
+    one = engine(kind, devices, ring, lanes)
+    weights = for_decoding(params, one.mesh, np.float32)
+    return jax.device_get(one.generate(weights, prompts, key, group=G, sampling=sampling(kind)))
 
   return run
 
@@ -128,6 +132,35 @@ def test_the_number_of_devices_changes_nothing(generate):
   for name in ("tokens", "length", "stopped", "prefill_tokens", "decode_steps"):
     np.testing.assert_array_equal(getattr(many, name), getattr(one, name), err_msg=name)
   np.testing.assert_allclose(many.logprob, one.logprob, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+  "kind, devices, ring, lanes",
+  [
+    ("moe", 1, 1, 1),
+    ("moe", 2, 1, 3),
+    ("moe", 2, 4, 0),
+    ("dense, then moe, experts grouped", 1, 4, 3),
+    ("dense, then moe, experts grouped", 4, 2, 1),
+  ],
+)
+def test_neither_rings_nor_lanes_change_what_is_drawn(generate, kind, devices, ring, lanes):
+  """Lanes: groups of other lengths end at other times, and the next prompt is prefilled among those that go on."""
+  one, many = generate(kind, random_prompts()), generate(kind, random_prompts(), devices, ring, lanes)
+  for name in ("tokens", "length", "stopped"):
+    np.testing.assert_array_equal(getattr(many, name), getattr(one, name), err_msg=name)
+  np.testing.assert_allclose(many.logprob, one.logprob, atol=2e-5, rtol=0)
+  np.testing.assert_allclose(many.entropy, one.entropy, atol=2e-5, rtol=0)
+
+
+def test_lanes_are_taken_again_as_soon_as_they_are_free(generate):
+  """The steps are those of dealing each prompt, in order, to the lane that is free first."""
+  lengths = generate("moe", random_prompts()).length.max(1) - 1  # the first token comes with the prefill
+  free = np.zeros(3, int)
+  for length in lengths:
+    lane = free.argmin()
+    free[lane] += length
+  assert generate("moe", random_prompts(), lanes=3).decode_steps == free.max() + 1
 
 
 def test_batch_mates_do_not_change_a_response(generate):
