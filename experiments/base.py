@@ -14,14 +14,17 @@ def get_config() -> ConfigDict:
   c.mesh = ConfigDict()
   # Devices are those of all hosts; rows are cut over `data` rings of `ring` devices, which may lie on several hosts.
   c.mesh.data = -1  # devices (or rings of them) over which the rows of a batch are cut; -1: all there are
+  c.mesh.memory = 0.0  # GiB of a device that a run may take; 0: nine tenths of what it has, where it says so
   c.mesh.ring = 1  # devices over which the slots of a row are cut, in training; more than 1 for rows beyond some 16K
 
   c.model = ConfigDict()
   c.model.preset = "tiny"  # a name of qwenlong_jax.models.presets; not used with a checkpoint
   c.model.checkpoint = ""  # Hugging Face folder (config.json, safetensors) to start from; "": random parameters
   c.model.look_back = False  # start a random model's first-layer heads on the tokens just before (models/induction.py)
+  c.model.yarn = 0.0  # stretch the rotary embedding's window by this factor (YaRN); 0: as the model comes
   c.model.dtype = "float32"  # of the computation; master parameters are float32
   c.model.remat = False  # recompute layers in the backward pass: less memory, a third more arithmetic
+  c.model.offload = False  # with remat: what attention gave waits for the backward pass in the host's memory
 
   c.tokenizer = ConfigDict()
   c.tokenizer.path = ""  # folder or sentencepiece model; "": train a small BPE on the tasks' texts
@@ -49,15 +52,20 @@ def get_config() -> ConfigDict:
   c.batch.group = 8  # responses to each prompt, G (section 4.2)
   c.batch.micro_rows = 0  # rows (a prompt and its group) per device at a time; those of no weight cost nothing; 0: all
 
+  c.batch.row_sizes = 1  # lengths of rows to choose from: the least that holds a batch is taken; each compiles once
+
   c.sampling = ConfigDict()
   c.sampling.temperature = 0.7  # section 4.2
   c.sampling.top_p = 0.95  # section 4.2
+  c.sampling.replay_experts = False  # the learner takes the experts that the sampler chose. Not in the report
+  c.sampling.lanes = 0  # groups that a ring (or device) decodes at once; when one ends the next begins; 0: all it has
 
   c.optimizer = ConfigDict()  # AdamW, constant learning rate
   c.optimizer.learning_rate = 2e-6  # section 4.2
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.999  # not in the report
   c.optimizer.weight_decay = 0.0  # not in the report
+  c.optimizer.offload = False  # its state lies in the host's memory between the steps
   c.optimizer.max_norm = 0.0  # clip the gradient's global norm; 0: never. Not in the report
   c.optimizer.nonfinite_limit = 5  # steps in a row skipped for NaN or inf before the run stops
 

@@ -79,7 +79,8 @@ def ours(model: Path, prompts: np.ndarray, response: int, warmup: int) -> tuple[
   from qwenlong_jax.parallelism.mesh import make_mesh
   from qwenlong_jax.rl import advantages, aepo, loss, packing
   from qwenlong_jax.rl.learner import Learner
-  from qwenlong_jax.rollout.engine import Engine, Sampling
+  from qwenlong_jax.rollout.engine import Engine
+  from qwenlong_jax.rollout.sampling import Sampling
   from qwenlong_jax.rollout.weights import for_decoding
   from qwenlong_jax.types import Prompts
 
@@ -98,7 +99,7 @@ def ours(model: Path, prompts: np.ndarray, response: int, warmup: int) -> tuple[
 
   for index, tokens in enumerate(prompts):
     marks.append([now()])
-    weights = for_decoding(state.params, learner.mesh)
+    weights = for_decoding(state.params, learner.mesh, jnp.float32)
     sampled = engine.generate(
       weights, Prompts(jnp.asarray(tokens), length), jax.random.fold_in(key, index), group=GROUP, sampling=sampling
     )

@@ -22,8 +22,10 @@ if importlib.util.find_spec("libtpu") is None:
 HBM = 15 * 2**30  # below what the smallest chip here, v5e, has
 MODELS = {
   "tiny": {"dtype": "float32", "slots": 104, "responses": 48, "group": 8},
-  "heads of 128": {"dtype": "bfloat16", "slots": 512, "responses": 128, "group": 4},
-  "heads of 128, experts grouped": {"dtype": "bfloat16", "slots": 512, "responses": 128, "group": 4},
+  "heads of 128": {"dtype": "bfloat16", "slots": 512, "responses": 128, "group": 4, "ring": 2, "lanes": 1},
+  "heads of 128, experts grouped": {
+    "dtype": "bfloat16", "slots": 512, "responses": 128, "group": 4, "ring": 2, "lanes": 1, "record": True,
+  },
 }
 
 PROGRAM = """
@@ -39,15 +41,15 @@ from jax.experimental import topologies
 
 from qwenlong_jax.models.presets import PRESETS, Qwen3Config
 from qwenlong_jax.models.qwen3 import Qwen3
-from qwenlong_jax.parallelism import rules
 from qwenlong_jax.parallelism.mesh import make_mesh
 from qwenlong_jax.rl.learner import Learner
-from qwenlong_jax.rollout.engine import Engine, Sampling
-from qwenlong_jax.types import Prompts, TrainBatch
+from qwenlong_jax.rollout import weights
+from qwenlong_jax.rollout.engine import Engine
+from qwenlong_jax.rollout.sampling import Sampling
 
 topology, name, settings = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-mesh = make_mesh(devices=devices)
+mesh = make_mesh(ring=settings.get("ring", 1), devices=devices)
 dense = Qwen3Config(
   vocab_size=4096, hidden_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=128,
   intermediate_size=512,
@@ -57,26 +59,19 @@ config = {
   "heads of 128": dense,
   "heads of 128, experts grouped": replace(dense, num_experts=16, num_experts_per_tok=4, moe_intermediate_size=128),
 }[name]
-prompts, slots, group, responses = 2 * len(devices), settings["slots"], settings["group"], settings["responses"]
+prompts, slots, group, responses = 2 * mesh.shape["data"], settings["slots"], settings["group"], settings["responses"]
 
 def create(key):
   return Qwen3(config, rngs=nnx.Rngs(key), dtype=jnp.dtype(settings["dtype"]), remat=True)
 
-def shape(*sizes, dtype=jnp.int32, sharding=rules.rows(mesh)):
-  return jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding)
-
 learner = Learner(create, optax.adamw(1e-3), mesh, temperature=0.7, micro_rows=1)
-engine, state, whole = Engine(learner.graph, mesh), learner.abstract_state(), rules.replicated(mesh)
-rows = shape(prompts, slots - 1 + group * responses)
-weights = shape(*rows.shape, dtype=jnp.float32)
-batch = TrainBatch(rows, rows, rows, rows, rows, weights, weights)
-gathered = jax.tree.map(lambda x: shape(*x.shape, dtype=x.dtype, sharding=whole), state.params)
-key = shape(dtype=jax.random.key(0).dtype, sharding=whole)
+state, some = learner.abstract_state(), {name: settings[name] for name in ("lanes", "record") if name in settings}
+engine = Engine(learner.graph, mesh, **some)
 sampling = Sampling(0.7, 0.95, responses, (2,), 0)
-questions = Prompts(shape(prompts, slots), shape(prompts))
 for program, lowered in (
-  ("update", learner._update.lower(state, batch)),
-  ("generate", engine._run.lower(gathered, questions, key, group=group, sampling=sampling)),
+  ("update", learner.traced(prompts, slots - 1 + group * responses).lower()),
+  ("relayout", weights.lower(state.params, mesh, jnp.dtype(settings["dtype"]))),
+  ("generate", engine.lower(state.params, (prompts, slots), group=group, sampling=sampling)),
 ):
   memory = lowered.compile().memory_analysis()
   print(json.dumps({
@@ -117,12 +112,12 @@ def compiled_by(program, *arguments, flags=""):
 )
 def test_a_training_step_compiles_for_the_chip_and_fits(topology, kind, model):
   programs = compiled_by(PROGRAM, topology, model, MODELS[model])
-  assert [row["program"] for row in programs] == ["update", "generate"]
+  assert [row["program"] for row in programs] == ["update", "relayout", "generate"]
   for row in programs:
     print(f"{topology} {model}: {row}")
     assert (row["devices"], row["kind"]) == (4, kind)
     assert row["arguments"] + row["outputs"] - row["donated"] + row["temporary"] < HBM
-  update, generate = programs
+  update, _, generate = programs
   assert (update["kernels"], generate["kernels"]) == (["backward", "forward"], ["forward"])  # Pallas', not XLA's
   assert update["donated"] >= 0.95 * update["state"]  # parameters and moments are updated where they lie
 
@@ -139,10 +134,8 @@ from jax.experimental import topologies
 
 from qwenlong_jax.models.presets import PRESETS, Qwen3Config
 from qwenlong_jax.models.qwen3 import Qwen3
-from qwenlong_jax.parallelism import rules
 from qwenlong_jax.parallelism.mesh import make_mesh
 from qwenlong_jax.rl.learner import Learner
-from qwenlong_jax.types import TrainBatch
 
 topology, ring, slots, name = json.loads(sys.argv[1])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
@@ -157,10 +150,7 @@ def create(key):
   return Qwen3(config, rngs=nnx.Rngs(key), dtype=jnp.bfloat16, remat=True)
 
 learner = Learner(create, optax.adamw(2e-6), mesh, temperature=0.7, micro_rows=1)
-shape = lambda dtype: jax.ShapeDtypeStruct((2 * mesh.shape["data"], slots), dtype, sharding=rules.rows(mesh))
-rows, weights = shape(jnp.int32), shape(jnp.float32)
-batch = TrainBatch(rows, rows, rows, rows, rows, weights, weights)
-memory = learner._update.lower(learner.abstract_state(), batch).compile().memory_analysis()
+memory = learner.traced(2 * mesh.shape["data"], slots).lower().compile().memory_analysis()
 print(json.dumps({
   "chip": memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   + memory.temp_size_in_bytes,
@@ -191,3 +181,45 @@ def test_in_a_step_over_a_ring_every_transfer_is_hidden(topology, ring, slots, m
     bodies = re.findall(r"^%?(\S+) [^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
     gathers = [name for name, body in bodies if " all-gather(" in body]
     assert gathers and all(name.startswith("called_computation") for name in gathers)  # of an asynchronous call
+
+
+CACHES = """
+import json, sys
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.experimental import topologies
+
+from qwenlong_jax.models.presets import Qwen3Config
+from qwenlong_jax.models.qwen3 import Qwen3
+from qwenlong_jax.parallelism.mesh import make_mesh
+from qwenlong_jax.rollout.engine import Engine
+from qwenlong_jax.rollout.lanes import lane_bytes
+from qwenlong_jax.rollout.sampling import Sampling
+
+ring, lanes, slots, responses, group = json.loads(sys.argv[1])
+mesh = make_mesh(ring=ring, devices=topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices)
+config = Qwen3Config(
+  vocab_size=1024, hidden_size=128, num_hidden_layers=8, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
+  intermediate_size=256,
+)
+graph, params = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)))
+engine = Engine(graph, mesh, lanes=lanes)
+sampling = Sampling(0.7, 0.95, responses, (2,), 0)
+lowered = engine.lower(params, (2 * lanes * mesh.shape["data"], slots), group=group, sampling=sampling)
+print(json.dumps({
+  "temporary": lowered.compile().memory_analysis().temp_size_in_bytes,
+  "caches": lanes * lane_bytes(config, slots, responses, group, ring, 512, 2),
+  "prefix": lane_bytes(config, slots, 0, 0, ring, 512, 2),
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ring", [1, 4])
+def test_sampling_with_lanes_copies_no_cache(ring):
+  """Six groups at once: beside their caches there is room for a prompt that is prefilled, not for their prefixes."""
+  (found,) = compiled_by(CACHES, ring, 6, ring * 8192, 1024, 8)
+  print({name: f"{size / 2**20:.0f} MB" for name, size in found.items()})
+  assert found["temporary"] < found["caches"] + 3 * found["prefix"]

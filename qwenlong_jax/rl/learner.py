@@ -6,8 +6,9 @@ Letters: N rows of L slots.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.parallelism import hosts, rules
 from qwenlong_jax.rl.loss import surrogate
 from qwenlong_jax.types import TrainBatch
+
+HOST = "pinned_host"  # the kind of memory to which arrays are offloaded
 
 
 @jax.tree_util.register_dataclass
@@ -76,29 +79,39 @@ class Learner:
     temperature: float,
     micro_rows: int | None = None,
     ratio: Ratio | None = None,
+    offload: bool = False,
     ring_block: int = ring_attention.BLOCK,
   ):
     """`create(key)` builds the model; `micro_rows` rows per device go through it at a time (None: all of them).
 
     Micro-batches of rows without any weight (zero-variance groups, masked ones) come last and are not computed, on no
     device as soon as none has others left. Blocks of `ring_block` slots are dealt round the ring (`to_ring`).
+    `offload`: between its steps the optimizer's state lies in the hosts' memory.
     """
     self.create, self.optimizer, self.mesh, self.ring_block = create, optimizer, mesh, ring_block
-    self.temperature, self.micro_rows, self.ratio = temperature, micro_rows, ratio or Ratio()
+    self.temperature, self.micro_rows, self.ratio, self.offload = temperature, micro_rows, ratio or Ratio(), offload
     abstract = jax.eval_shape(create, jax.random.key(0))
     self.graph, self._abstract_params = nnx.split(abstract)
     self._specs = rules.specs(self._abstract_params, mesh)
-    self._create = jax.jit(self._initial, out_shardings=rules.shardings(self.abstract_state(), mesh))
+    self._shardings = self._places(jax.eval_shape(self._with_params, self._abstract_params))
+    self._create = jax.jit(self._initial, out_shardings=self._shardings)
     tpu = mesh.devices.flat[0].platform == "tpu"
     options = ring_attention.COMPILER_OPTIONS | grouped_matmul.COMPILER_OPTIONS if tpu else None
-    self._update = jax.jit(self._step, donate_argnums=0, compiler_options=options)
+    self._update = jax.jit(
+      self._step, donate_argnums=0, out_shardings=(self._shardings, None), compiler_options=options
+    )
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the state, for creating and restoring it."""
     state = jax.eval_shape(self._with_params, self._abstract_params)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, rules.shardings(state, self.mesh)
-    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, self._shardings)
+
+  def _places(self, state: TrainState) -> TrainState:
+    """The sharding of each of its arrays, those of the optimizer on the hosts if they are offloaded."""
+    shardings: TrainState = rules.shardings(state, self.mesh)
+    if not self.offload:
+      return shardings
+    return replace(shardings, optimizer=jax.tree.map(lambda s: s.with_memory_kind(HOST), shardings.optimizer))
 
   def create_state(self, key: Key[Array, ""]) -> TrainState:
     """Random parameters, created on their shards."""
@@ -106,8 +119,7 @@ class Learner:
 
   def state_of(self, params: PyTree) -> TrainState:
     """A fresh optimizer around given parameters."""
-    shardings = rules.shardings(self.abstract_state(), self.mesh)
-    return jax.jit(self._with_params, out_shardings=shardings)(params)
+    return jax.jit(self._with_params, out_shardings=self._shardings)(params)
 
   def _initial(self, key: Key[Array, ""]) -> TrainState:
     return self._with_params(nnx.state(self.create(key)))
@@ -126,6 +138,12 @@ class Learner:
     """
     return self._update(state, self._put(batch))
 
+  def traced(self, rows: int, slots: int) -> jax.stages.Traced:
+    """What `update` runs for a batch of this shape, from shapes alone."""
+    shape = partial(jax.ShapeDtypeStruct, (rows, slots), sharding=rules.rows(self.mesh))
+    shapes: Any = [shape(jnp.int32)] * 5 + [shape(jnp.float32)] * 2
+    return self._update.trace(self.abstract_state(), TrainBatch(*shapes))
+
   def _put(self, batch: TrainBatch) -> TrainBatch:
     devices, here = self.mesh.shape["data"], hosts.places(self.mesh)
     rows = batch.tokens.shape[0]
@@ -142,7 +160,8 @@ class Learner:
     model = nnx.merge(self.graph, params)
     ring = self.mesh.shape["ring"] > 1
     attention = partial(ring_attention.ring_attention, axis="ring", block=self.ring_block) if ring else flash_attention
-    hidden = model(micro.tokens, micro.position, micro.segment, attention=attention, fetch=self._fetch)
+    experts = None if micro.experts is None else jnp.moveaxis(jnp.asarray(micro.experts, jnp.int32), 2, 0)
+    hidden = model(micro.tokens, micro.position, micro.segment, attention=attention, fetch=self._fetch, experts=experts)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     logprob, _ = token_stats(hidden, model.head_weight(self._fetch), jnp.ravel(micro.target), self.temperature)
     real = micro.sample >= 0
@@ -212,14 +231,12 @@ class Learner:
       return batch
     missing = -batch.tokens.shape[1] % (ring * self.ring_block)
     fill = {"segment": -1, "sample": -1}
-    return TrainBatch(
-      **{
-        name: ring_attention.to_ring(
-          jnp.pad(x, ((0, 0), (0, missing)), constant_values=fill.get(name, 0)), ring, self.ring_block
-        )
-        for name, x in vars(batch).items()
-      }
-    )
+
+    def dealt(name: str, x: Array) -> Array:
+      padding = ((0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2))
+      return ring_attention.to_ring(jnp.pad(x, padding, constant_values=fill.get(name, 0)), ring, self.ring_block)
+
+    return TrainBatch(**{name: dealt(name, x) for name, x in vars(batch).items() if x is not None})
 
   def _step(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, UpdateMetrics]:
     grads, sums, logprob = self._gradient(state.params, batch)
@@ -227,12 +244,17 @@ class Learner:
     learned = (batch.weight != 0).sum()
     finite = jnp.isfinite(norm) & jnp.isfinite(sums[0])
     applied = finite & (learned > 0)
+    old = state.optimizer
+    if self.offload:
+      old = jax.device_put(old, rules.shardings(old, self.mesh))
 
-    def apply(state: TrainState) -> tuple[PyTree, PyTree]:
-      updates, optimizer = self.optimizer.update(grads, state.optimizer, state.params)
-      return optax.apply_updates(state.params, updates), optimizer
+    def apply(params: PyTree, old: PyTree) -> tuple[PyTree, PyTree]:
+      updates, optimizer = self.optimizer.update(grads, old, params)
+      return optax.apply_updates(params, updates), optimizer
 
-    params, optimizer = jax.lax.cond(applied, apply, lambda state: (state.params, state.optimizer), state)
+    params, optimizer = jax.lax.cond(applied, apply, lambda params, old: (params, old), state.params, old)
+    if self.offload:
+      optimizer = jax.device_put(optimizer, self._shardings.optimizer)
     loss, nll, sure, targets = sums
     count = jnp.maximum(targets, 1)
     return TrainState(step=state.step + 1, params=params, optimizer=optimizer), UpdateMetrics(

@@ -7,6 +7,7 @@ Letters: P prompts, G responses to each, S prompt slots, R response slots, N row
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,14 +29,31 @@ def _empty(rows: int, slots: int, pad: int) -> TrainBatch:
   )
 
 
-def shared_prefix(rollout: Rollout, pad_id: int) -> TrainBatch:
+def most_slots(prompt_slots: int, response_slots: int, group: int) -> int:
+  """Slots that hold any row of `shared_prefix`."""
+  return prompt_slots - 1 + group * response_slots
+
+
+def row_slots(used: int, most: int, shapes: int = 1) -> int:
+  """Slots for rows of which the longest has `used`: one of `shapes` sizes up to `most`, since each compiles once."""
+  return -(-most * max(1, -(-used * shapes // most)) // shapes)
+
+
+def shared_prefix(rollout: Rollout, pad_id: int, slots: int | None = None) -> TrainBatch:
   """One row per prompt, [prompt but its last token][branch 1][branch 2]...; weights are still 0 (see `with_weights`).
 
-  `rollout` holds numpy arrays. Every row has S - 1 + G * R slots whatever the lengths, so that a shape compiles once.
+  `rollout` holds numpy arrays. Rows have `slots`, None: as many as hold any lengths.
+
+  Raises:
+    ValueError: a row is longer.
   """
   p, g, r = rollout.tokens.shape
   s = rollout.prompts.tokens.shape[1]
-  batch = _empty(p, s - 1 + g * r, pad_id)
+  slots = most_slots(s, r, g) if slots is None else slots
+  used = np.asarray(rollout.prompts.length) - 1 + rollout.length.sum(axis=1)
+  if used.max() > slots:
+    raise ValueError(f"row {used.argmax()} has {used.max()} tokens and {slots=}; give it `row_slots` of the longest")
+  batch = _empty(p, slots, pad_id)
   prefix = np.asarray(rollout.prompts.length) - 1  # [P]
   inside = np.arange(s) < prefix[:, None]
   row, slot = np.nonzero(inside)
@@ -54,7 +72,24 @@ def shared_prefix(rollout: Rollout, pad_id: int) -> TrainBatch:
   batch.target[row, slot] = rollout.tokens[row, branch, t]
   batch.sample[row, slot] = row * g + branch
   batch.old_logprob[row, slot] = rollout.logprob[row, branch, t]
-  return batch
+  return batch if rollout.experts is None else replace(batch, experts=routed(rollout, batch))
+
+
+def routed(rollout: Rollout, batch: TrainBatch) -> Int[np.ndarray, "N L M E"]:
+  """The experts that were chosen for the token of each slot."""
+  assert rollout.experts is not None and rollout.prompt_experts is not None
+  prefix = np.asarray(rollout.prompts.length) - 1
+  experts = np.zeros((*batch.tokens.shape, *rollout.experts.shape[3:]), rollout.experts.dtype)
+  row, slot = np.nonzero(batch.segment == 0)
+  experts[row, slot] = rollout.prompt_experts[row, batch.position[row, slot]]
+  row, slot = np.nonzero(batch.segment > 0)
+  branch, t = batch.segment[row, slot] - 1, batch.position[row, slot] - prefix[row]
+  # A branch's first slot holds the last prompt token, the others the response's token before.
+  first = (t == 0)[:, None, None]
+  experts[row, slot] = np.where(
+    first, rollout.prompt_experts[row, prefix[row]], rollout.experts[row, branch, np.maximum(t - 1, 0)]
+  )
+  return experts
 
 
 def response_mask(rollout: Rollout) -> np.ndarray:
@@ -74,7 +109,7 @@ def with_weights(batch: TrainBatch, weight: Float[np.ndarray, "P G R"], mask: np
   at, inside = slots_of(batch, mask)
   packed = np.zeros(batch.tokens.shape, np.float32)
   packed[at] = weight[inside]
-  return TrainBatch(**{**vars(batch), "weight": packed})
+  return replace(batch, weight=packed)
 
 
 def unpack(batch: TrainBatch, values: Float[np.ndarray, "N L"], mask: np.ndarray) -> Float[np.ndarray, "P G R"]:

@@ -12,10 +12,10 @@ from qwenlong_jax.data import loading
 from qwenlong_jax.evaluation.metrics import summarize
 from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl.learner import Learner
-from qwenlong_jax.rollout.engine import Engine
 from qwenlong_jax.rollout.weights import for_decoding
-from qwenlong_jax.stages.reinforce import rewards_of, sampling_of, score
-from qwenlong_jax.stages.setup import Workshop, data_folder, on_devices, prompt_slots, tokenize
+from qwenlong_jax.stages import budget
+from qwenlong_jax.stages.reinforce import rewards_of, score
+from qwenlong_jax.stages.setup import Workshop, data_folder, on_devices, prompt_slots, sampling_of, tokenize
 from qwenlong_jax.types import TASKS, Example, Rollout, Score
 
 # Responses per task and prompt length whose text is kept.
@@ -29,8 +29,7 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
   if hosts.first(path.exists):
     return
   settings = shop.config.evaluation
-  engine = Engine(learner.graph, shop.mesh)
-  weights = for_decoding(params, shop.mesh)
+  weights = for_decoding(params, shop.mesh, shop.dtype)
   sampling = sampling_of(shop, settings.response_tokens)
   # The same noise at every evaluation: differences between two of them are then of the policies.
   key = jax.random.fold_in(jax.random.key(shop.config.seed), 2**31 - 1)
@@ -40,6 +39,8 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
     count = settings.prompts // len(settings.prompt_tokens)
     examples = loading.read_all(data_folder(shop, settings.split, prompt_tokens, count))
     slots = prompt_slots(shop, prompt_tokens)
+    rows = count + -count % shop.mesh.shape["data"]
+    engine = budget.sampler(shop, learner, rows, slots, group=settings.group, sampling=sampling)
     for index in range(0, len(examples), count):
       chunk = examples[index : index + count]
       padded = chunk + chunk[:1] * (-len(chunk) % shop.mesh.shape["data"])

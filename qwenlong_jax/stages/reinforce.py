@@ -21,14 +21,14 @@ from qwenlong_jax.data import loading
 from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl import advantages, aepo, clipping, loss, packing
 from qwenlong_jax.rl.learner import Learner, Ratio, TrainState
-from qwenlong_jax.rollout.engine import Engine, Sampling
 from qwenlong_jax.rollout.weights import for_decoding
+from qwenlong_jax.stages import budget
 from qwenlong_jax.stages.session import Session
-from qwenlong_jax.stages.setup import Workshop, data_folder, on_devices, prompt_slots, tokenize
+from qwenlong_jax.stages.setup import Design, Workshop, data_folder, on_devices, prompt_slots, sampling_of, tokenize
 from qwenlong_jax.types import TASKS, Array, Example, Rollout, Score
 
 
-def make_learner(shop: Workshop) -> Learner:
+def make_learner(shop: Design) -> Learner:
   """AdamW at a constant learning rate (section 4.2)."""
   config = shop.config
   settings = config.optimizer
@@ -43,18 +43,7 @@ def make_learner(shop: Workshop) -> Learner:
     temperature=config.sampling.temperature,
     micro_rows=config.batch.micro_rows or None,
     ratio=ratio,
-  )
-
-
-def sampling_of(shop: Workshop, response_tokens: int) -> Sampling:
-  settings = shop.config.sampling
-  return Sampling(
-    settings.temperature,
-    settings.top_p,
-    response_tokens,
-    shop.tokenizer.stop_ids,
-    shop.tokenizer.pad_id,
-    shop.config.entropy.temperature,
+    offload=settings.offload,
   )
 
 
@@ -65,8 +54,11 @@ def train(
   config, carry = shop.config, session.carry
   stage, group = config.stages[name], config.batch.group
   band = aepo.Band(config.aepo.low, config.aepo.high)
-  engine = Engine(learner.graph, shop.mesh)
   sampling, slots = sampling_of(shop, stage.response_tokens), prompt_slots(shop, stage.prompt_tokens)
+  most = packing.most_slots(slots, stage.response_tokens, group)
+  budget.check_update(shop, learner, config.batch.prompts, most)
+  replays = config.sampling.replay_experts and "moe" in shop.model.layer_kinds
+  engine = budget.sampler(shop, learner, config.batch.prompts, slots, group=group, sampling=sampling, record=replays)
   key = jax.random.fold_in(jax.random.key(config.seed), number)
   folder = data_folder(shop, "train", stage.prompt_tokens, config.data.examples)
 
@@ -82,9 +74,10 @@ def train(
       examples = next(tasks)
       carry.iterator = tasks.get_state()
       prompts = on_devices(shop, tokenize(shop, examples, slots))
-      weights = for_decoding(state.params, mesh)
+      weights = for_decoding(state.params, mesh, shop.dtype)
       sampled = engine.generate(weights, prompts, jax.random.fold_in(key, index), group=group, sampling=sampling)
       sampled = hosts.fetch(sampled, mesh)
+      del weights  # room for the update
 
       # 4-5. Rewards, and each sample's advantage over the global batch (eq. 7).
       scores = score(shop, examples, sampled)
@@ -95,7 +88,9 @@ def train(
       advantage = advantages.advantages(reward, task, valid, config.advantage.scope, config.advantage.ddof)
 
       # 6-7. Rows with the prompt once, and the entropy of the policy before the update (eq. 11).
-      batch = packing.shared_prefix(sampled, shop.tokenizer.pad_id)
+      used = int((prompts.length - 1 + length.sum(axis=1)).max())
+      row_slots = packing.row_slots(used, most, config.batch.row_sizes)
+      batch = packing.shared_prefix(sampled, shop.tokenizer.pad_id, row_slots)
       entropy = aepo.batch_entropy(spread.reshape(-1, 1), length.reshape(-1, 1) > 0)  # a mean for each sample
 
       # 8. The latch, then what each token weighs in the objective (eqs. 4, 8, 9; section 4.4).

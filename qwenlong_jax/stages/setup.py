@@ -1,7 +1,6 @@
 """What every stage works with, made from the config: tokenizer, tasks, model, mesh."""
 
 import dataclasses
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -16,32 +15,44 @@ from ml_collections import ConfigDict
 from qwenlong_jax.data import loading, sources, tasks
 from qwenlong_jax.models import safetensors, tokenizer
 from qwenlong_jax.models.induction import look_back
-from qwenlong_jax.models.presets import PRESETS, Qwen3Config, from_hf
+from qwenlong_jax.models.presets import PRESETS, Qwen3Config, Yarn
 from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.models.tokenizer import Tokenizer
 from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.parallelism.mesh import make_mesh
 from qwenlong_jax.rl.learner import Learner
+from qwenlong_jax.rollout.sampling import Sampling
 from qwenlong_jax.types import TASKS, Example, Prompts
 
 
 @dataclasses.dataclass(frozen=True)
-class Workshop:
-  """The parts that stages share."""
+class Design:
+  """What can be said of a run without its files."""
 
   config: ConfigDict
-  workdir: Path
-  tokenizer: Tokenizer
   model: Qwen3Config
   mesh: Mesh
+
+  @property
+  def dtype(self) -> jnp.dtype:
+    """Of the computation; parameters are float32."""
+    return jnp.dtype(self.config.model.dtype)
 
   def create(self, key: jax.Array) -> Qwen3:
     """A model with random parameters."""
     settings = self.config.model
-    model = Qwen3(self.model, rngs=nnx.Rngs(key), dtype=jnp.dtype(settings.dtype), remat=settings.remat)
+    model = Qwen3(self.model, rngs=nnx.Rngs(key), dtype=self.dtype, remat=settings.remat, offload=settings.offload)
     if settings.look_back:
       look_back(model)
     return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop(Design):
+  """The parts that stages share."""
+
+  workdir: Path
+  tokenizer: Tokenizer
 
 
 def workshop(config: ConfigDict, workdir: Path) -> Workshop:
@@ -49,18 +60,44 @@ def workshop(config: ConfigDict, workdir: Path) -> Workshop:
   mesh = make_mesh(config.mesh.data, config.mesh.ring)
   hosts.check(mesh)
   text = get_tokenizer(config, workdir)
-  if config.model.checkpoint:
-    model = from_hf(json.loads((Path(config.model.checkpoint) / "config.json").read_text()))
-    if text.vocab_size > model.vocab_size:
-      raise ValueError(
-        f"the tokenizer has {text.vocab_size} tokens, the checkpoint {config.model.checkpoint} embeds "
-        f"{model.vocab_size}; set tokenizer.path to the checkpoint's own folder"
-      )
-  else:
-    if config.model.preset not in PRESETS:
-      raise ValueError(f"model.preset={config.model.preset!r} is not one of {sorted(PRESETS)}")
-    model = dataclasses.replace(PRESETS[config.model.preset], vocab_size=text.vocab_size)
+  model = model_of(config, text.vocab_size)
+  if text.vocab_size > model.vocab_size:
+    raise ValueError(
+      f"the tokenizer has {text.vocab_size} tokens, the checkpoint {config.model.checkpoint} embeds "
+      f"{model.vocab_size}; set tokenizer.path to the checkpoint's own folder"
+    )
   return Workshop(config=config, workdir=workdir, tokenizer=text, model=model, mesh=mesh)
+
+
+def model_of(config: ConfigDict, vocab_size: int | None = None) -> Qwen3Config:
+  """The checkpoint's sizes, or those of the preset with a vocabulary of `vocab_size` (None: its own), and `model.yarn`.
+
+  Raises:
+    ValueError: an unknown preset, or a stage whose sequences are longer than the model's window.
+  """
+  settings = config.model
+  if settings.checkpoint:
+    model = safetensors.read_config(settings.checkpoint)
+  elif settings.preset in PRESETS:
+    preset = PRESETS[settings.preset]
+    model = dataclasses.replace(preset, vocab_size=vocab_size or preset.vocab_size)
+  else:
+    raise ValueError(f"model.preset={settings.preset!r} is not one of {sorted(PRESETS)}")
+  if settings.yarn:
+    if model.rope_scaling is not None:
+      raise ValueError(f"model.yarn={settings.yarn} but the checkpoint is stretched already; set model.yarn=0")
+    window = model.max_position_embeddings
+    model = dataclasses.replace(
+      model, rope_scaling=Yarn(settings.yarn, window), max_position_embeddings=int(settings.yarn * window)
+    )
+  for name, stage in config.stages.items():
+    length = stage.prompt_tokens + stage.response_tokens
+    if length > model.max_position_embeddings:
+      raise ValueError(
+        f"stages.{name} has sequences of {length} tokens, the model a window of {model.max_position_embeddings}; "
+        f"stretch it by model.yarn={-(-length // model.max_position_embeddings)}, or take shorter ones"
+      )
+  return model
 
 
 def get_tokenizer(config: ConfigDict, workdir: Path) -> Tokenizer:
@@ -111,6 +148,18 @@ def prompt_slots(shop: Workshop, prompt_tokens: int) -> int:
   """Slots that hold a prompt of `prompt_tokens` and what the chat template and the joints of its parts add."""
   template = len(shop.tokenizer.prompt("a", "a"))
   return -(-(prompt_tokens + template + 4) // 8) * 8
+
+
+def sampling_of(shop: Workshop, response_tokens: int) -> Sampling:
+  settings = shop.config.sampling
+  return Sampling(
+    settings.temperature,
+    settings.top_p,
+    response_tokens,
+    shop.tokenizer.stop_ids,
+    shop.tokenizer.pad_id,
+    shop.config.entropy.temperature,
+  )
 
 
 def tokenize(shop: Workshop, examples: list[Example], slots: int) -> Prompts:

@@ -36,20 +36,21 @@ def keep_gradient():
   )
 
 
-def make_learner(kind, devices=1, micro_rows=None, ratio=None, ring=1, remat=False):
+def make_learner(kind, devices=1, micro_rows=None, ratio=None, ring=1, remat=False, offload=False):
   """AdamW with weight decay over the gradient kept in optimizer[0]; `devices` on the data axis times `ring`."""
-  return made(kind, devices, micro_rows, ratio, ring, remat)
+  return made(kind, devices, micro_rows, ratio, ring, remat, offload)
 
 
 @functools.cache
-def made(kind, devices, micro_rows, ratio, ring, remat):
+def made(kind, devices, micro_rows, ratio, ring, remat, offload):
   return Learner(
-    lambda key: Qwen3(config_of(kind), rngs=nnx.Rngs(key), remat=remat),
+    lambda key: Qwen3(config_of(kind), rngs=nnx.Rngs(key), remat=remat, offload=offload),
     optax.chain(keep_gradient(), optax.adamw(1e-2, weight_decay=0.1)),
     make_mesh(devices, ring),
     temperature=TEMPERATURE,
     micro_rows=micro_rows,
     ratio=ratio,
+    offload=offload,
     ring_block=2,
   )
 
@@ -88,7 +89,7 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def learner():
-  """(kind, devices=1, micro_rows=None, ratio=None, ring=1, remat=False) -> Learner, each made once."""
+  """(kind, devices=1, micro_rows=None, ratio=None, ring=1, remat=False, offload=False) -> Learner, each made once."""
   return make_learner
 
 

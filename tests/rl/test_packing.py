@@ -1,5 +1,7 @@
 """Packed rows against the rows they stand for: what each slot sees, what it predicts, and the gradient of all of it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,43 @@ def rollouts(draw):
     prefill_tokens=np.int32(p * s),
     decode_steps=np.int32(r),
   )
+
+
+@given(st.integers(1, 4000), st.integers(1, 9), st.data())
+def test_rows_take_the_least_of_few_sizes_that_holds_them(most, shapes, data):
+  used = data.draw(st.integers(0, most))
+  slots = packing.row_slots(used, most, shapes)
+  sizes = sorted({-(-most * n // shapes) for n in range(1, shapes + 1)})
+  assert slots == min(size for size in sizes if size >= used)
+
+
+@given(rollouts(), st.integers(0, 3))
+def test_shorter_rows_hold_the_same(rollout, more):
+  whole = packing.shared_prefix(rollout, PAD)
+  used = int((whole.segment >= 0).sum(1).max())
+  short = packing.shared_prefix(rollout, PAD, used + more)
+  for name, values in ((name, x) for name, x in vars(short).items() if x is not None):
+    both = min(values.shape[1], whole.tokens.shape[1])
+    np.testing.assert_array_equal(values[:, :both], getattr(whole, name)[:, :both])
+  if used:
+    with pytest.raises(ValueError, match=rf"has {used} tokens and slots={used - 1}; give it `row_slots`"):
+      packing.shared_prefix(rollout, PAD, used - 1)
+
+
+@given(rollouts())
+def test_a_slot_is_routed_as_its_token_was_in_the_sampler(rollout):
+  """Experts that tell which token they were chosen for: of a prompt, or of a response, by its place."""
+  (p, g, r), s = rollout.tokens.shape, rollout.prompts.tokens.shape[1]
+  prompt_experts = np.broadcast_to(np.arange(s)[:, None, None], (p, s, 2, 3))
+  experts = np.broadcast_to((1000 + np.arange(g)[:, None] * 100 + np.arange(r))[..., None, None], (p, g, r, 2, 3))
+  recorded = replace(rollout, prompt_experts=prompt_experts, experts=experts)
+  batch = packing.shared_prefix(recorded, PAD)
+  assert batch.experts.shape == (*batch.tokens.shape, 2, 3)
+  for row, slot in zip(*np.nonzero(batch.segment >= 0)):
+    position, branch = batch.position[row, slot], batch.segment[row, slot] - 1
+    t = position - rollout.prompts.length[row]  # of the response's token that is here
+    wanted = position if branch < 0 or t < 0 else 1000 + branch * 100 + t
+    assert (batch.experts[row, slot] == wanted).all()
 
 
 def seen(batch, row, slot):

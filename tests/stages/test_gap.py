@@ -15,7 +15,9 @@ from qwenlong_jax.models.qwen3 import Qwen3
 from qwenlong_jax.parallelism.mesh import make_mesh
 from qwenlong_jax.rl import packing
 from qwenlong_jax.rl.learner import Learner
-from qwenlong_jax.rollout.engine import Engine, Sampling
+from qwenlong_jax.rollout.engine import Engine
+from qwenlong_jax.rollout.sampling import Sampling
+from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.types import Prompts
 
 P, G, S, R, V = 8, 4, 24, 12, 61
@@ -70,6 +72,39 @@ def gap(request):
       return np.abs(logprob[at] - sampled.logprob[inside]), sampled
 
   return measure
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("devices, ring", [(1, 1), (2, 2)])
+def test_with_its_experts_replayed_the_learner_routes_as_the_sampler_did(dtype, devices, ring):
+  """Routers that are all but tied, so that rounding decides: the two choose differently, unless told."""
+  config = dataclasses.replace(PRESETS["tiny"], **SHAPE, num_experts=12, initializer_range=0.25)
+  mesh = make_mesh(devices, ring)
+  learner = Learner(
+    functools.partial(create, config, jnp.dtype(dtype)), optax.sgd(0.1), mesh, temperature=0.7, ring_block=16
+  )
+  params, tie = learner.create_state(jax.random.key(0)).params, {"float32": 1e-7, "bfloat16": 1e-2}[dtype]
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: x[..., :1] + tie * x if "router" in jax.tree_util.keystr(path) else x, params
+  )
+  random = np.random.default_rng(1)
+  prompts = Prompts(random.integers(0, V - 1, (P, S)).astype(np.int32), np.full(P, S, np.int32))
+  engine = Engine(learner.graph, mesh, record=True, lanes=P // devices // 2, ring_block=8)
+  weights = for_decoding(params, mesh, jnp.dtype(dtype))
+  sampled = jax.device_get(
+    engine.generate(weights, prompts, jax.random.key(2), group=G, sampling=Sampling(0.7, 0.95, R, (0, 1, 2, 3), V - 1))
+  )
+  mask = packing.response_mask(sampled)
+  batch = packing.with_weights(packing.shared_prefix(sampled, V - 1), np.ones(mask.shape), mask)
+  at, inside = packing.slots_of(batch, mask)
+
+  def gap(batch):
+    return np.abs(learner.update(learner.state_of(params), batch)[1].logprob[at] - sampled.logprob[inside])
+
+  free, told = gap(dataclasses.replace(batch, experts=None)), gap(batch)
+  print(f"{dtype} {ring=}: {free.max():.2g} nats, told {told.max():.2g}")
+  assert told.max() < {"float32": 1e-4, "bfloat16": 0.1}[dtype]
+  assert free.max() > 5 * told.max()
 
 
 def test_without_rounding_they_are_one_function(gap):

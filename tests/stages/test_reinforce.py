@@ -18,7 +18,7 @@ from qwenlong_jax import rewards
 from qwenlong_jax.checkpoints import Checkpoints
 from qwenlong_jax.reporting import Reporter
 from qwenlong_jax.rollout.engine import Engine
-from qwenlong_jax.stages import reinforce, setup
+from qwenlong_jax.stages import budget, reinforce, setup
 from qwenlong_jax.stages.session import Session
 from qwenlong_jax.types import Score
 
@@ -84,7 +84,7 @@ def play(shop, learner, engine, monkeypatch, tmp_path):
   def run(score, poisoned=(), steps=STEPS, limit=5):
     recorder, seen = Recorder(learner, engine, poisoned), []
     monkeypatch.setattr(rewards, "score", score)
-    monkeypatch.setattr(reinforce, "Engine", lambda graph, mesh: recorder)
+    monkeypatch.setattr(budget, "sampler", lambda *_, **__: recorder)
     scored = reinforce.score
     monkeypatch.setattr(
       reinforce,
@@ -166,7 +166,7 @@ def test_every_row_is_what_its_rollouts_rewards_and_entropies_say(shop, play):
 
 
 def test_the_entropys_own_temperature_reaches_the_sampler(shop):
-  assert reinforce.sampling_of(shop, 8).entropy_temperature == 0.9
+  assert setup.sampling_of(shop, 8).entropy_temperature == 0.9
 
 
 def test_a_batch_holds_every_task_and_every_response_is_to_its_own_prompt(shop, play):
