@@ -23,6 +23,10 @@ class Use:
   memory: float = 0.8
   links: float = 0.8
 
+  def __post_init__(self) -> None:
+    if not all(0 < part <= 1 for part in vars(self).values()):
+      raise ValueError(f"{self} must be fractions above 0 and up to 1 of the peaks")
+
 
 @dataclass(frozen=True)
 class Load:
@@ -96,7 +100,7 @@ def prefill(config: Qwen3Config, load: Load, data: int, ring: int) -> Phase:
     has, sparse = costs.parameters(config), config.layer_kinds.count("moe")
     token = config.hidden_size * (HALF + FLOAT) + 2 * FLOAT * config.num_experts_per_tok
     if here < config.num_experts // ring * config.moe_intermediate_size:  # as `models.moe.MoE` decides
-      feed_forward = here * ring * sparse * token
+      feed_forward = here * sparse * (ring * token + FLOAT * config.hidden_size)  # the sums also go home
     else:
       feed_forward = HALF * has.experts / 2
     travels = here * ring * costs.cache_bytes(config) + feed_forward + HALF * has.dense / 2

@@ -2,14 +2,16 @@
 
 import math
 from collections import Counter
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
+from qwenlong_jax.kernels.ring_attention import ring_attention
 from qwenlong_jax.models import costs
 from qwenlong_jax.models.presets import PRESETS, Qwen3Config
 from qwenlong_jax.models.qwen3 import Qwen3
@@ -33,7 +35,7 @@ def travelling(jaxpr, times=1):
   for equation in jaxpr.eqns:
     name = equation.primitive.name
     arrays = equation.outvars if name.startswith("all_gather") else equation.invars
-    kinds = {"all_gather": "gathered", "reduce_scatter": "scattered", "ppermute": "passed"}
+    kinds = {"all_gather": "gathered", "reduce_scatter": "scattered", "ppermute": "passed", "psum": "summed"}
     for kind in (kind for start, kind in kinds.items() if name.startswith(start)):
       shapes = [x.aval for x in arrays if jnp.issubdtype(x.aval.dtype, jnp.floating)]
       total[kind] += times * sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
@@ -59,6 +61,54 @@ def test_what_travels_in_a_row_of_learning_is_what_was_counted(remat):
   assert found["passed"] == passed
   # Without remat a layer's parameters are kept from the forward pass or gathered again, as the compiler likes.
   assert found["gathered"] == gathered and found["scattered"] == scattered
+
+
+def inside_a_ring(program, ring, *arguments):
+  """The collectives of `program`(model, *arguments), with parameters as they lie for decoding."""
+  mesh = make_mesh(1, ring, jax.devices()[:ring])
+  model = nnx.eval_shape(lambda: Qwen3(SMALL, rngs=nnx.Rngs(0), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
+  graph, params = nnx.split(model)
+  cut = jax.shard_map(
+    lambda params, *arguments: program(nnx.merge(graph, params), *arguments),
+    mesh=mesh,
+    in_specs=(rules.decoding(params, mesh), *[PartitionSpec()] * len(arguments)),
+    out_specs=PartitionSpec(),
+    check_vma=False,
+  )
+  return travelling(jax.make_jaxpr(cut)(params, *arguments).jaxpr)
+
+
+@pytest.mark.parametrize("here", [64, 512], ids=["tokens travel", "experts are gathered"])
+def test_what_travels_in_a_prefill_is_what_was_counted(here):
+  ring = 4
+  attention = partial(ring_attention, axis="ring", block=8, implementation="ring")
+  tokens = jax.ShapeDtypeStruct((1, here), jnp.int32)
+
+  def program(model, tokens):
+    return model.prefill(tokens, tokens, tokens, attention=attention, axis="ring")[0]
+
+  found = inside_a_ring(program, ring, tokens)
+  load = Load(prompts=1, prompt=here * ring, response=1, group=1, slots=0, lanes=1)
+  assert roofline.prefill(SMALL, load, 1, ring).links == found["passed"] + found["gathered"] / 2
+
+
+def test_what_travels_in_a_step_of_decoding_is_what_was_counted():
+  """Sums travel twice, and use both directions of the ring."""
+  ring, lanes, group, layers = 4, 3, 2, SMALL.num_hidden_layers
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.bfloat16)  # noqa: E731
+  prefix, suffix = shape(layers, lanes, 2, 8, 16), shape(layers, lanes, group, 2, 4, 16)
+  tokens = jax.ShapeDtypeStruct((lanes, group), jnp.int32)
+
+  def program(model, tokens, prefix, suffix):
+    length = tokens[:, 0]
+    hidden, *_ = model.decode(tokens, tokens, (prefix,) * 2, length, (suffix,) * 2, tokens, axis="ring")
+    return model.logits(hidden, "ring")
+
+  found = inside_a_ring(program, ring, tokens, prefix, suffix)
+  load = Load(prompts=lanes, prompt=32, response=1, group=group, slots=0, lanes=lanes)
+  phase = roofline.decode(SMALL, load, 1, ring)
+  assert phase.links == found["summed"] + found["gathered"] / 2
+  assert phase.hops == (3 * layers + 1) * ring  # the largest score, the sum, the experts' sum; then the logits
 
 
 def test_weights_to_decode_with_are_those_of_the_rules():
@@ -92,6 +142,12 @@ def test_the_longest_resource_bounds_a_phase_and_hops_come_on_top():
   phase = Phase("any", arithmetic=100, memory=30, links=5, hops=1e6)
   assert phase.seconds(chip, use) == {"arithmetic": 2, "memory": 3, "links": 1, "hops": 1}
   assert phase.total(chip, use) == 4 and phase.bound(chip, use) == "memory"
+
+
+def test_uses_that_are_no_fractions_are_refused():
+  for use in (0, 1.5, -1):
+    with pytest.raises(ValueError, match=r"must be fractions above 0 and up to 1 of the peaks"):
+      Use(memory=use)
 
 
 def test_unknown_topologies_are_refused():
