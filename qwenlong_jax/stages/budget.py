@@ -91,11 +91,11 @@ def check_update(shop: Design, learner: Learner, rows: int, slots: int) -> None:
 
 
 def device_memory(shop: Design) -> int | None:
-  """Bytes of a device that the run may take; None where nobody says."""
+  """Bytes of a device that the run may take, the same on all processes; None where nobody says."""
   if shop.config.mesh.memory:
     return int(shop.config.mesh.memory * GIB)
   stats = [device.memory_stats() or {} for device in shop.mesh.local_devices]
-  least = min(known.get("bytes_limit", 0) for known in stats)
+  least = min(hosts.exchange(min(known.get("bytes_limit", 0) for known in stats)))
   return int(USED * least) if least else None
 
 
