@@ -41,6 +41,8 @@ def main(_: list[str]) -> int:
 
   config = run.CONFIG.value
   try:
+    if len(USE.value) != 3:
+      raise ValueError(f"--use={','.join(USE.value)} must be three fractions: arithmetic, memory, links")
     use = plan.Use(*(float(part) for part in USE.value))
     found = plan.plan(config, TOPOLOGY.value, STAGE.value, use, sweep=SWEEP.value)
   except (ValueError, OSError) as error:
@@ -66,6 +68,9 @@ def table(found: "Plan") -> str:
   )
   lines += ["", f"memory of a chip, GiB of the {found.hbm:.1f} that the compiler grants"]
   for program in found.programs:
+    if program.refused:
+      lines.append(f"  {program.name:10} more than that")
+      continue
     kinds = ", ".join(f"{kind} {size:.1f}" for kind, size in program.kinds.items())
     lines.append(f"  {program.name:10} {program.total:6.1f}  {100 * program.total / found.hbm:4.0f}%  {kinds}")
   lines += ["", "compiled"]

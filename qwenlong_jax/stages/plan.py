@@ -1,5 +1,6 @@
 """The plan of a stage on a slice of TPUs: its programs compiled, their memory, transfers and bounds in time."""
 
+import math
 import multiprocessing
 import re
 import tempfile
@@ -14,6 +15,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from qwenlong_jax.kernels import schedule
+from qwenlong_jax.kernels.ring_attention import BLOCK
 from qwenlong_jax.models import costs
 from qwenlong_jax.parallelism.chips import Chip, chip_of
 from qwenlong_jax.parallelism.mesh import make_mesh
@@ -27,14 +29,19 @@ from qwenlong_jax.stages.budget import GIB, USED, device_bytes, memory_of
 from qwenlong_jax.stages.roofline import Load, Use
 from qwenlong_jax.stages.setup import Design, model_of
 
+PROGRAMS = "learn", "sample", "relayout"
 TEMPLATE = 24  # tokens of a chat template, about
 
 
 @dataclass(frozen=True)
 class Program:
-  """A compiled program: GiB of a device by kind, what its transfers are hidden behind, seconds to compile it."""
+  """A compiled program: GiB of a device by kind, how many transfers are hidden, seconds to compile it.
+
+  `refused`: the compiler grants less than it takes; nothing else is known of it then.
+  """
 
   name: str
+  refused: bool
   kinds: dict[str, float]
   hidden: int  # transfers of the ring that start before a kernel and end after it
   transfers: int
@@ -44,7 +51,7 @@ class Program:
 
   @property
   def total(self) -> float:
-    return sum(self.kinds.values())
+    return math.inf if self.refused else sum(self.kinds.values())
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,10 @@ def plan(config: ConfigDict, topology: str, stage: str, use: Use, *, sweep: bool
       mesh = make_mesh(-1 if sweep else config.mesh.data, ring, devices)
       design = Design(config=config, model=model_of(config), mesh=mesh)
       designs.append((step_seconds(design, stage, chip, use), ring, design))
-    except ValueError:
+    except ValueError as error:
       if not sweep:
         raise
+      print(f"ring {ring}: {error}", flush=True)
   best = None
   for seconds, ring, design in sorted(designs, key=lambda one: one[:2]):
     print(f"ring {ring}: {seconds:.0f} s a step, if it fits; compiling", flush=True)
@@ -117,7 +125,7 @@ def plan(config: ConfigDict, topology: str, stage: str, use: Use, *, sweep: bool
     if best.fits:
       break
   if best is None:
-    raise ValueError(f"no ring of the {len(devices)} devices of {topology} divides the batch and the experts")
+    raise ValueError(f"no ring of the {len(devices)} devices of {topology} can be planned, see above")
   return best
 
 
@@ -155,13 +163,10 @@ def compiled(design: Design, topology: str, stage: str, chip: Chip, use: Use) ->
   return replace(found, advice=advice(found))
 
 
-PROGRAMS = "learn", "sample", "relayout"
-
-
 def compiled_apart(config: ConfigDict, topology: str, data: int, ring: int, load: Load, name: str) -> Program:
   """One of PROGRAMS, of the stage whose longest batch is `load`."""
   mesh = make_mesh(data, ring, slice_of(topology))
-  design, chip = Design(config=config, model=model_of(config), mesh=mesh), chip_of(topology)
+  design = Design(config=config, model=model_of(config), mesh=mesh)
   learner = reinforce.make_learner(design)
   state = learner.abstract_state()
   parameters, resident = device_bytes(state.params), device_bytes(state)
@@ -173,7 +178,7 @@ def compiled_apart(config: ConfigDict, topology: str, data: int, ring: int, load
     lowered = weights.lower(state.params, mesh, design.dtype)
   else:
     kinds |= {
-      "weights to decode": roofline.decode_weights(design.model, ring),
+      "weights to decode": roofline.decode_weights(design.model, ring) * design.dtype.itemsize // roofline.HALF,
       "caches": load.lanes * lane_of(design, load),
     }
     sampling = Sampling(config.sampling.temperature, config.sampling.top_p, load.response, (0,), 0)
@@ -182,7 +187,7 @@ def compiled_apart(config: ConfigDict, topology: str, data: int, ring: int, load
   with tempfile.TemporaryDirectory() as folder:
     need = memory_of(lowered, {"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
     if need is None:
-      return Program(name, {"more than the compiler grants": 2 * chip.memory}, 0, 0, 0, 0, time.time() - begun)
+      return Program(name, True, {}, 0, 0, 0, 0, time.time() - begun)
     (path,) = Path(folder).glob("*.after_optimizations.txt")
     text = path.read_text()
   # While it samples or moves weights, the learner's state stays where it is.
@@ -191,6 +196,7 @@ def compiled_apart(config: ConfigDict, topology: str, data: int, ring: int, load
   passed = schedule.transfers(text)
   return Program(
     name,
+    False,
     {kind: size / GIB for kind, size in kinds.items()},
     sum(bool(transfer.beside) for transfer in passed),
     len(passed),
@@ -211,7 +217,7 @@ def load_of(design: Design, stage: str, chip: Chip) -> Load:
   slots = packing.most_slots(prompt, settings.response_tokens, group)
   load = Load(config.batch.prompts, prompt, settings.response_tokens, group, slots, config.sampling.lanes or each)
   state = 3 * roofline.FLOAT * costs.parameters(design.model).total / mesh.size
-  # A third of what is left: prefilling a prompt, logits, and the slack of the formula.
+  # A fifth of what is left is for prefilling a prompt, logits, and the slack of the formula.
   room = USED * chip.memory * GIB - state - roofline.decode_weights(design.model, mesh.shape["ring"])
   return replace(load, lanes=max(1, min(load.lanes, each, int(0.8 * room // lane_of(design, load)))))
 
@@ -219,7 +225,7 @@ def load_of(design: Design, stage: str, chip: Chip) -> Load:
 def lane_of(design: Design, load: Load) -> int:
   """Bytes of a device that the caches of a group take."""
   ring = design.mesh.shape["ring"]
-  block = dealt_block(load.prompt, ring, 512)
+  block = dealt_block(load.prompt, ring, BLOCK)
   return lane_bytes(design.model, load.prompt, load.response, load.group, ring, block, design.dtype.itemsize)
 
 
@@ -277,7 +283,8 @@ def advice(found: Plan) -> list[str]:
         "sample": f"fewer groups at once (sampling.lanes={max(1, found.load.lanes * 3 // 4)}), or a longer ring",
         "relayout": "a longer ring, over which experts are cut",
       }[program.name]
-      said.append(f"{program.name} takes {over:.1f} GiB too much: {remedy}; or more chips")
+      much = "more than the compiler grants" if program.refused else f"{over:.1f} GiB too much"
+      said.append(f"{program.name} takes {much}: {remedy}; or more chips")
     if program.hidden < program.transfers:
       said.append(f"{program.transfers - program.hidden} transfers of the ring in {program.name} are not hidden")
   worst = max(found.times, key=lambda phase: phase.seconds)
