@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
   # Devices are those of all hosts; rows are cut over `data` rings of `ring` devices, which may lie on several hosts.
   c.mesh.data = -1  # devices (or rings of them) over which the rows of a batch are cut; -1: all there are
   c.mesh.memory = 0.0  # GiB of a device that a run may take; 0: nine tenths of what it has, where it says so
-  c.mesh.ring = 1  # devices over which the slots of a row are cut, in training; more than 1 for rows beyond some 16K
+  c.mesh.ring = 1  # devices over which a row's slots are cut, and experts while sampling; above 1 for rows beyond 16K
 
   c.model = ConfigDict()
   c.model.preset = "tiny"  # a name of qwenlong_jax.models.presets; not used with a checkpoint

@@ -137,13 +137,13 @@ def learner_seconds(config: Qwen3Config, slots: int) -> tuple[float, int, int]:
   position = np.concatenate([np.arange(prompt - 1), *[prompt - 1 + np.arange(response)] * 8])[None].astype(np.int32)
   tokens, weight = np.zeros_like(segment), np.where(segment > 0, 1.0, 0.0).astype(np.float32)
   batch = TrainBatch(tokens, segment, position, tokens, segment - 1, weight, 0 * weight)
-  times = []
-  for _ in range(4):
-    begun = time.perf_counter()
+
+  def run() -> object:
+    nonlocal state
     state, metrics = learner.update(state, batch)
-    jax.block_until_ready(metrics)
-    times.append(time.perf_counter() - begun)
-  return statistics.median(times[1:]), prompt, response
+    return metrics
+
+  return median(run, runs=3), prompt, response
 
 
 def peer(config: Qwen3Config) -> None:

@@ -10,9 +10,6 @@ costs, and what every pair that attention shows costs.
 """
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -20,6 +17,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
+from qwenlong_jax.kernels.timing import median
 from qwenlong_jax.models import costs
 from qwenlong_jax.models.presets import Qwen3Config
 from qwenlong_jax.models.qwen3 import Qwen3
@@ -79,7 +77,7 @@ def compare(learner: Learner, prompt: int, response: int, group: int) -> None:
 
     count = len(one.prompts.length)
     lowered = engine.lower(params, (count, prompt), group=each, sampling=sampling)
-    results[name] = median_seconds(run), temporary(lowered)
+    results[name] = median(run, runs=REPEATS.value), temporary(lowered)
   print(f"\nsampling, {group} x {response} tokens after {prompt}")
   show(results, "s a group", "MB beside the weights")
 
@@ -155,17 +153,7 @@ def seconds_of(learner: Learner, batch: TrainBatch) -> float:
     state, metrics = learner.update(state, batch)
     return metrics
 
-  return median_seconds(run)
-
-
-def median_seconds(run: Callable[[], object]) -> float:
-  jax.block_until_ready(run())
-  times = []
-  for _ in range(REPEATS.value):
-    begun = time.perf_counter()
-    jax.block_until_ready(run())
-    times.append(time.perf_counter() - begun)
-  return statistics.median(times)
+  return median(run, runs=REPEATS.value)
 
 
 if __name__ == "__main__":

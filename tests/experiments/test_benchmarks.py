@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,6 +30,7 @@ def test_a_whole_models_phases_are_held_against_their_rooflines():
     assert re.search(rf"^{phase} .* ms .* tokens/s +[\d.]+%$", said, re.MULTILINE), said
 
 
+@pytest.mark.slow
 def test_sharing_a_prompt_is_the_same_gradient_for_less():
   """The program itself compares the gradients; here prompts are long enough to see memory saved."""
   said = printed("benchmark_prefix.py", "--prompt=512", "--response=16", "--lengths=256,512", "--repeats=1")
