@@ -1,0 +1,1 @@
+"""From documents to verified long-context questions (section 3 of the report)."""
