@@ -1,0 +1,205 @@
+"""A long context made of excerpts: what a question needs, near and far distractors around it, up to a target length.
+
+A page is an excerpt of one document: a line `=== name ===`, then sections in their order, `[...]` where some are left
+out. Pages with evidence are spread over the context at equal distances, from an offset that runs over all depths.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qwenlong_jax.data.synthesis.corpus import Corpus, Place
+
+GAP = "\n[...]\n\n"
+_GOLDEN = 0.6180339887498949
+_MISSES = 40
+
+
+@dataclass(frozen=True)
+class Asked:
+  """A question about a finished context. `candidates`: the answers that a reader could confuse, the right one among
+  them. `program`: what recomputes the answer from the context, as plain JSON."""
+
+  question: str
+  answer: str
+  candidates: tuple[str, ...]
+  program: dict[str, Any]
+  reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+  """What a context must hold, and the question that can be asked of it then.
+
+  `evidence`: (document, start, end), characters of documents. `scopes`: likewise, what must be there beside it.
+  `decoys` are added first, then what is near `query`. A page is left out unless `accept(document, its sections)`.
+  `talk`: texts that stand between the pages, in this order; `heard`: which of them are evidence.
+  `ask` returns None if the context that came about does not bear the question.
+  """
+
+  kind: str
+  evidence: list[tuple[int, int, int]]
+  ask: Callable[["Context"], Asked | None]
+  query: str
+  scopes: list[tuple[int, int, int]] = field(default_factory=list)
+  decoys: list[Place] = field(default_factory=list)
+  accept: Callable[[int, list[int]], bool] = lambda document, sections: True
+  talk: Sequence[str] = ()
+  heard: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+  """`pages`: (document, its sections) in their order; `starts`: where in `text` each page's sections begin; `talk`: where
+  what is said between them stands."""
+
+  corpus: Corpus
+  pages: tuple[tuple[int, tuple[int, ...]], ...]
+  text: str
+  spans: tuple[tuple[int, int], ...]
+  starts: tuple[tuple[int, ...], ...]
+  talk: tuple[tuple[int, int], ...] = ()
+
+  def page(self, document: int) -> int | None:
+    return next((n for n, (other, _) in enumerate(self.pages) if other == document), None)
+
+  def find(self, document: int, start: int, end: int) -> tuple[int, int] | None:
+    """Where characters [start, end) of a document stand in the context, if all of them do, without a gap."""
+    page = self.page(document)
+    if page is None:
+      return None
+    for number, at in zip(self.pages[page][1], self.starts[page]):
+      section = self.corpus.sections[document][number]
+      if section.start <= start < section.end:
+        found = at + start - section.start, at + end - section.start
+        return found if self.text[slice(*found)] == self.corpus.documents[document].text[start:end] else None
+    return None
+
+  def page_text(self, page: int) -> str:
+    """Without its title."""
+    return self.text[slice(*self.spans[page])].split("\n", 1)[1]
+
+
+def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int, number: int) -> Context | None:
+  """A context of at most `target` tokens by the sections' counts; None if what is needed does not fit into half of it."""
+  pages: dict[int, set[int]] = {}
+  for document, start, end in [*draft.evidence, *draft.scopes]:
+    pages.setdefault(document, set()).update(corpus.covering(document, start, end))
+  room = target - sum(_cost(corpus, document, found) for document, found in pages.items())
+  room -= sum(len(said) // 3 + 8 for said in draft.talk)
+  needed = list(pages)
+  if room < target // 2 and len(needed) < 6 or room < 0:
+    return None
+  longest = max(target // 8, 300)
+  misses = 0
+  for place in _distractors(corpus, rng, draft):
+    if place.document in pages:
+      continue
+    run = _run(corpus, place, min(longest, room))
+    if not run or not draft.accept(place.document, run):
+      misses += 1
+      if misses > _MISSES:
+        break
+      continue
+    pages[place.document] = set(run)
+    room -= _cost(corpus, place.document, run)
+    if room < 200:
+      break
+  if len(pages) < 2:
+    return None
+  before = sorted(int(rng.random() * (len(pages) + 1)) for _ in draft.talk)
+  return render(corpus, _ordered(rng, needed, pages, number), draft.talk, before)
+
+
+def _distractors(corpus: Corpus, rng: np.random.Generator, draft: Draft) -> Iterator[Place]:
+  """Decoys, then near sections and those of any document by turns."""
+  yield from draft.decoys
+  near = iter(corpus.near(draft.query, 60))
+  for number in range(4 * len(corpus.documents) + 200):
+    place = next(near, None) if number % 2 else None
+    yield place or corpus.places[int(rng.random() * len(corpus.places))]
+
+
+def _run(corpus: Corpus, place: Place, room: int) -> list[int]:
+  """Consecutive sections from `place` on that fit; from before it too at a document's end."""
+  first, tokens = place.section, corpus.tokens[place.document]
+  used = _header(corpus, place.document)
+  found: list[int] = []
+  for section in [*range(first, len(tokens)), *range(first - 1, -1, -1)]:
+    if used + tokens[section] > room:
+      break
+    used += tokens[section]
+    found.append(section)
+  return sorted(found)
+
+
+def _header(corpus: Corpus, document: int) -> int:
+  return 8 + len(corpus.names[document]) // 2
+
+
+def _cost(corpus: Corpus, document: int, found: Iterable[int]) -> int:
+  return _header(corpus, document) + sum(corpus.tokens[document][section] + 4 for section in found)
+
+
+def _ordered(
+  rng: np.random.Generator, needed: list[int], pages: dict[int, set[int]], number: int
+) -> list[tuple[int, tuple[int, ...]]]:
+  """Needed pages at equal distances from an offset that sample after sample covers evenly, the others between them."""
+  others = [document for document in pages if document not in set(needed)]
+  order = [others[n] for n in rng.permutation(len(others))]
+  offset = (number * _GOLDEN + rng.random() * 0.1) % 1.0
+  needed = [needed[n] for n in rng.permutation(len(needed))]
+  for place, document in enumerate(needed):
+    order.insert(int((place + offset) / len(needed) * (len(order) + 1)), document)
+  return [(document, tuple(sorted(pages[document]))) for document in order]
+
+
+def render(
+  corpus: Corpus, pages: list[tuple[int, tuple[int, ...]]], talk: Sequence[str] = (), before: Sequence[int] = ()
+) -> Context:
+  """`before`: the page before which each text of `talk` stands, not falling."""
+  parts: list[str] = []
+  spans, starts, said = [], [], []
+  at = 0
+
+  def write(text: str) -> None:
+    nonlocal at
+    parts.append(text)
+    at += len(text)
+
+  for number in range(len(pages) + 1):
+    for text, place in zip(talk, before):
+      if place == number:
+        said.append((at, at + len(text)))
+        write(text + "\n\n")
+    if number == len(pages):
+      break
+    document, found = pages[number]
+    begin, where = at, []
+    write(f"=== {corpus.names[document]} ===\n")
+    last = -1
+    for section in found:
+      if section != last + 1:
+        write(GAP)
+      where.append(at)
+      write(corpus.text(Place(document, section)))
+      last = section
+    if last != len(corpus.sections[document]) - 1:
+      write(GAP)
+    spans.append((begin, at))
+    starts.append(tuple(where))
+    write("\n\n")
+  return Context(corpus, tuple(pages), "".join(parts), tuple(spans), tuple(starts), tuple(said))
+
+
+def places(context: Context, attribute: str) -> list[tuple[int, Any]]:
+  """(entity, fact) of that attribute, for all that the context states in full."""
+  found = []
+  for number in context.corpus.holders.get(attribute, ()):
+    document, entity = context.corpus.entities[number]
+    fact = entity.facts[attribute]
+    if context.find(document, fact.start, fact.end):
+      found.append((number, fact))
+  return found

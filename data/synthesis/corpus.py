@@ -1,0 +1,136 @@
+"""The documents of one split and domain, with all that generators ask about them: entities, words, near sections.
+
+Letters: D documents, S sections (of all of them).
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import bm25s
+import numpy as np
+
+from qwenlong_jax.data.documents import Document
+from qwenlong_jax.data.synthesis.outline import Entity, Section, entities, sections
+
+_WORD = re.compile(r"[^\W\d_]{5,}")
+_QUANTITY = re.compile(r"\s+[\d.,]+(?: ?%| km)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+  """A section's document and its place in the document, counted from 0."""
+
+  document: int
+  section: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+  """`name` tells corpora of a split and domain apart; `names` are unique titles; `tokens` counts each section's, as lists by document like `sections`."""
+
+  split: str
+  domain: str
+  name: str
+  documents: Sequence[Document]
+  names: tuple[str, ...]
+  sections: tuple[tuple[Section, ...], ...]
+  tokens: tuple[tuple[int, ...], ...]
+  entities: tuple[tuple[int, Entity], ...]
+
+  def text(self, place: Place) -> str:
+    section = self.sections[place.document][place.section]
+    return self.documents[place.document].text[section.start : section.end]
+
+  @cached_property
+  def places(self) -> list[Place]:
+    return [Place(d, s) for d, found in enumerate(self.sections) for s in range(len(found))]
+
+  @cached_property
+  def holders(self) -> dict[str, list[int]]:
+    """Attribute -> entities that have it."""
+    found = defaultdict(list)
+    for number, (_, entity) in enumerate(self.entities):
+      for attribute in entity.facts:
+        found[attribute].append(number)
+    return dict(found)
+
+  @cached_property
+  def by_name(self) -> dict[str, int]:
+    """Entity by the name that others call it by; names of several entities are left out."""
+    found: dict[str, int | None] = {}
+    for number, (_, entity) in enumerate(self.entities):
+      name = called(entity)
+      found[name] = None if name in found else number
+    return {name: number for name, number in found.items() if number is not None}
+
+  @cached_property
+  def words(self) -> dict[str, np.ndarray]:
+    """Lower-case word of five letters or more -> the documents [..] that hold it; words of one document are left out."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for number, document in enumerate(self.documents):
+      for word in set(_WORD.findall(document.text.lower())):
+        found[word].append(number)
+    return {word: np.array(where) for word, where in sorted(found.items()) if len(where) > 1}
+
+  @cached_property
+  def _ranker(self) -> bm25s.BM25:
+    ranker = bm25s.BM25()
+    ranker.index([_WORD.findall(self.text(place).lower()) or [""] for place in self.places], show_progress=False)
+    return ranker
+
+  def near(self, query: str, count: int) -> list[Place]:
+    """The sections that BM25 finds nearest to `query`, best first."""
+    words = sorted(set(_WORD.findall(query.lower())))
+    known = [word for word in words if word in self._ranker.vocab_dict]
+    if not known:
+      return []
+    scores = self._ranker.get_scores(known)
+    # A stable order: floating-point ties go to the earlier section.
+    best = np.argsort(-scores, kind="stable")[:count]
+    return [self.places[place] for place in best if scores[place] > 0]
+
+  def covering(self, document: int, start: int, end: int) -> list[int]:
+    """The document's sections that hold characters [start, end)."""
+    return [n for n, section in enumerate(self.sections[document]) if section.start < end and start < section.end]
+
+
+def called(entity: Entity) -> str:
+  return entity.name.removeprefix("class ") if entity.noun == "class" else entity.name.casefold()
+
+
+def make(split: str, domain: str, name: str, documents: Sequence[Document], count: Callable[[list[str]], list[int]]) -> Corpus:
+  """`count` gives the lengths of texts in tokens."""
+  cut = tuple(tuple(sections(document)) for document in documents)
+  return Corpus(
+    split=split,
+    domain=domain,
+    name=name,
+    documents=documents,
+    names=tuple(_unique(documents)),
+    sections=cut,
+    tokens=tuple(
+      tuple(count([document.text[s.start : s.end] for s in found])) for document, found in zip(documents, cut)
+    ),
+    entities=tuple((n, entity) for n, document in enumerate(documents) for entity in entities(document)),
+  )
+
+
+def _unique(documents: Iterable[Document]) -> Iterable[str]:
+  """Titles; where two are equal, with the document's id."""
+  seen: dict[str, int] = defaultdict(int)
+  for document in documents:
+    seen[document.title] += 1
+  for document in documents:
+    yield document.title if seen[document.title] == 1 else f"{document.title} ({document.id})"
+
+
+def linked(corpus: Corpus, entity: Entity, attribute: str) -> int | None:
+  """The entity that a fact's value names first, if it is one of the corpus. A class names its base class only."""
+  value = entity.facts[attribute].value
+  if entity.noun == "class":
+    return corpus.by_name.get(value) if attribute == "base class" else None
+  first = re.split(r"[;,(]", value)[0].strip()
+  return corpus.by_name.get(_QUANTITY.sub("", first).casefold())

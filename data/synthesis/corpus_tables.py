@@ -1,0 +1,288 @@
+"""Corpus-level numerical questions (section 3 of the report): one table out of many documents, queried by SQL.
+
+The columns are attributes that many documents state, the rows those documents whose statements are in the context. A
+template gives the question and the query side by side; DuckDB's result is the ground truth.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from qwenlong_jax.data.synthesis.context import Asked, Context, Draft, places
+from qwenlong_jax.data.synthesis.corpus import Corpus
+from qwenlong_jax.data.synthesis.knowledge_graph import Graph, clear, number_text, rounded
+
+KINDS = ("statistics", "aggregation", "calculation", "ranking", "grouping")
+ROWS = 6  # the fewest
+_DRAWS = 12
+
+# Per kind: (question, SQL over the table facts(name, x, y, g), decimals, unit: of x, "%" or none).
+# {x}, {y}, {g} are names of attributes, {k} and {t} numbers; results are rounded as the question says.
+_TEMPLATES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
+  "statistics": (
+    ("what is the median of {x}", "SELECT median(x) FROM facts", 2, "x"),
+    ("what is the mean of {x}", "SELECT avg(x) FROM facts", 2, "x"),
+    ("what is the mean of {x} of those whose {y} is above {t}", "SELECT avg(x) FROM facts WHERE y > {t}", 2, "x"),
+  ),
+  "aggregation": (
+    (
+      "what is the sum of the {k} largest values of {x}",
+      "SELECT sum(x) FROM (SELECT x FROM facts ORDER BY x DESC LIMIT {k})",
+      2,
+      "x",
+    ),
+    ("what is the sum of {x} of those whose {y} is above {t}", "SELECT sum(x) FROM facts WHERE y > {t}", 2, "x"),
+  ),
+  "calculation": (
+    ("how much larger is the largest {x} than the smallest", "SELECT max(x) - min(x) FROM facts", 2, "x"),
+    (
+      "what percentage of the sum of {x} is the sum of its {k} largest values",
+      "SELECT 100.0 * (SELECT sum(x) FROM (SELECT x FROM facts ORDER BY x DESC LIMIT {k})) / sum(x) FROM facts",
+      1,
+      "%",
+    ),
+    (
+      "how much is the mean of {x} of those whose {y} is above {t}, minus its mean of those whose {y} is not (it may be "
+      "negative)",
+      "SELECT (SELECT avg(x) FROM facts WHERE y > {t}) - (SELECT avg(x) FROM facts WHERE y <= {t})",
+      2,
+      "x",
+    ),
+  ),
+  "ranking": (
+    (
+      "which document states the value of {x} that is number {k} from the largest on, the largest being number 1",
+      "SELECT name FROM facts ORDER BY x DESC LIMIT 1 OFFSET {k} - 1",
+      -1,
+      "",
+    ),
+    (
+      "which document has the largest {x} among those whose {y} is below {t}",
+      "SELECT name FROM facts WHERE y < {t} ORDER BY x DESC LIMIT 1",
+      -1,
+      "",
+    ),
+  ),
+  "grouping": (
+    (
+      "grouped by their {g}, what is the sum of {x} of the group in which it is largest",
+      "SELECT max(total) FROM (SELECT sum(x) AS total FROM facts GROUP BY g)",
+      2,
+      "x",
+    ),
+    (
+      'of those whose {g} is "{v}", what is the mean of {x}',
+      "SELECT avg(x) FROM facts WHERE g = '{v}'",
+      2,
+      "x",
+    ),
+  ),
+}
+
+
+def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int) -> Draft | None:
+  graph = Graph.of(corpus)
+  for _ in range(_DRAWS):
+    question, sql, decimals, unit = _pick(rng, _TEMPLATES[kind])
+    columns = _columns(rng, graph, question)
+    if columns is None:
+      continue
+    rows = _rows(rng, graph, columns, target)
+    if len(rows) >= ROWS:
+      return _draft(rng, graph, kind, (question, sql, decimals, unit), columns, rows)
+  return None
+
+
+def _columns(rng: np.random.Generator, graph: Graph, question: str) -> dict[str, str] | None:
+  """Attributes for the letters of a template: x, y numbers of one unit each, g of few different texts."""
+  if not graph.numeric:
+    return None
+  columns = {"x": _pick(rng, graph.numeric)}
+  if "{y}" in question:
+    columns["y"] = _pick(rng, graph.numeric)
+  if "{g}" in question:
+    texts = grouping(graph)
+    if not texts:
+      return None
+    columns["g"] = _pick(rng, texts)
+  return columns if len(set(columns.values())) == len(columns) else None
+
+
+def grouping(graph: Graph) -> list[str]:
+  """Attributes whose values are short texts, each of several documents."""
+  found = []
+  for attribute in graph.corpus.holders:
+    if graph.known(attribute):
+      facts = [graph.entity(n).facts[attribute] for n in graph.corpus.holders[attribute]]
+      values = [fact.value for fact in facts]
+      plain = all(fact.number is None and len(fact.value) < 40 and not re.search(r"[\d'\"\\{}]", fact.value) for fact in facts)
+      if plain and 3 <= len(set(values)) <= len(values) / 3:
+        found.append(attribute)
+  return sorted(found)
+
+
+def _rows(rng: np.random.Generator, graph: Graph, columns: dict[str, str], target: int) -> list[int]:
+  """Entities that state every column, as many as fit into most of the context, at random."""
+  able = set(graph.corpus.holders[columns["x"]])
+  for attribute in columns.values():
+    able &= set(graph.corpus.holders[attribute])
+  units = {c: _unit(graph, columns[c]) for c in ("x", "y") if c in columns}
+  fits = lambda n: all(  # noqa: E731
+    graph.entity(n).facts[columns[c]].number is not None and graph.entity(n).facts[columns[c]].unit == unit
+    for c, unit in units.items()
+  )
+  candidates = [n for n in sorted(able) if fits(n)]
+  room, chosen, used = 0.75 * target, [], set()
+  for n in (candidates[i] for i in rng.permutation(len(candidates))):
+    document = graph.document(n)
+    needed = {s for a in columns.values() for s in graph.corpus.covering(*graph.evidence(n, a))}
+    room -= sum(graph.corpus.tokens[document][s] for s in needed) + 20
+    if room < 0 or len(chosen) == 40:
+      break
+    if document not in used:
+      used.add(document)
+      chosen.append(n)
+  return chosen
+
+
+def _unit(graph: Graph, attribute: str) -> str:
+  facts = [graph.entity(n).facts[attribute] for n in graph.corpus.holders[attribute]]
+  return next(fact.unit for fact in facts if fact.number is not None)
+
+
+def _draft(
+  rng: np.random.Generator,
+  graph: Graph,
+  kind: str,
+  template: tuple[str, str, int, str],
+  columns: dict[str, str],
+  rows: Sequence[int],
+) -> Draft | None:
+  corpus = graph.corpus
+  evidence = [graph.evidence(n, attribute) for n in rows for attribute in columns.values()]
+  table = [
+    (corpus.names[graph.document(n)], *(_cell(graph, n, columns.get(c), c) for c in ("x", "y", "g"))) for n in rows
+  ]
+  asked = _fill(rng, template, columns, table, _unit(graph, columns["x"]))
+  if asked is None:
+    return None
+  others = {n for attribute in columns.values() for n in corpus.holders[attribute]} - set(rows)
+  said = {}
+  for n in others:
+    said.setdefault(graph.document(n), []).extend(
+      s for a in columns.values() if a in graph.entity(n).facts for s in corpus.covering(*graph.evidence(n, a))
+    )
+
+  def ask(context: Context) -> Asked | None:
+    shown_rows = {n for n, _ in places(context, columns["x"])}
+    return asked if shown_rows == set(rows) else None
+
+  return Draft(
+    kind=kind,
+    evidence=evidence,
+    ask=ask,
+    query=asked.question,
+    accept=lambda document, found: not set(found) & set(said.get(document, ())),
+  )
+
+
+def _cell(graph: Graph, number: int, attribute: str | None, column: str) -> Any:
+  if attribute is None:
+    return None
+  fact = graph.entity(number).facts[attribute]
+  return fact.value if column == "g" else fact.number
+
+
+def _fill(
+  rng: np.random.Generator,
+  template: tuple[str, str, int, str],
+  columns: dict[str, str],
+  table: list[tuple],
+  unit: str,
+) -> Asked | None:
+  """The question with its numbers; None if its result is degenerate (empty, a tie, of one row, near a rounding tie)."""
+  question, sql, decimals, of = template
+  xs = sorted({row[1] for row in table})
+  if len(xs) < len(table) or abs(xs[-1]) > 1e15:
+    return None
+  holes = {"k": 2 + int(rng.random() * (len(table) - 3)), "t": 0.0, "v": ""}
+  if "y" in columns:
+    ys = sorted({row[2] for row in table})
+    if len(ys) < ROWS:
+      return None
+    holes["t"] = _between(ys[len(ys) // 3 : len(ys) - len(ys) // 3 + 1])
+    if holes["t"] is None or sum(row[2] > holes["t"] for row in table) < 2 or sum(row[2] < holes["t"] for row in table) < 2:
+      return None
+  if "{v}" in question:
+    several = sorted({row[3] for row in table if 2 <= sum(other[3] == row[3] for other in table) < len(table)})
+    if not several:
+      return None
+    holes["v"] = _pick(rng, several)
+  decimals = min(decimals, 0) if decimals > 0 and max(map(abs, xs)) >= 1000 and of == "x" else decimals
+  sql = sql.format(**{**holes, "t": repr(holes["t"])})
+  value = _execute(sql, table)
+  y_unit = "" if "y" not in columns else columns["y"]
+  names = {letter: f'"{attribute}"' for letter, attribute in columns.items()}
+  text = question.format(**names, k=holes["k"], v=holes["v"], t=number_text(holes["t"], "") if y_unit else "")
+  listed = " and a ".join(f'"{attribute}"' for attribute in columns.values())
+  opening = f"Consider all documents above that state a {listed}: "
+  if decimals < 0:
+    candidates = tuple(row[0] for row in table)
+    return Asked(f"{opening}{text}?", value, candidates, _program(sql, columns, table, decimals, "")) if value else None
+  if value is None or not clear(value, decimals):
+    return None
+  shown_unit = unit if of == "x" else "%"
+  answer = rounded(value, decimals, shown_unit)
+  stated = f" in {shown_unit}" if shown_unit not in ("", "%") else " in percent" if shown_unit == "%" else ""
+  named = [number_text(row[1], unit) for row in table]
+  if answer in named or round(value, decimals) == 0:
+    return None
+  rounding = f"Give it{stated}, as a plain number without words such as million, rounded to {decimals} decimals."
+  program = _program(sql, columns, table, decimals, shown_unit)
+  return Asked(f"{opening}{text}? {rounding}", answer, (answer, *_shortcuts(table, decimals, shown_unit)), program)
+
+
+def _between(values: Sequence[float]) -> float | None:
+  """A short number between two neighbours in the middle."""
+  middle = len(values) // 2
+  low, high = values[middle - 1], values[middle]
+  if low == high:
+    return None
+  for digits in range(-12, 8):
+    candidate = round((low + high) / 2, digits)
+    if low < candidate < high:
+      return candidate
+  return None
+
+
+def _shortcuts(table: list[tuple], decimals: int, unit: str) -> tuple[str, ...]:
+  """What comes out where the question was read in haste."""
+  xs = [row[1] for row in table]
+  values = (sum(xs), sum(xs) / len(xs), max(xs), min(xs), max(xs) - min(xs), xs[0], xs[-1])
+  return tuple(dict.fromkeys(rounded(value, decimals, unit) for value in values if math.isfinite(value)))
+
+
+def _program(sql: str, columns: dict[str, str], table: list[tuple], decimals: int, unit: str) -> dict[str, Any]:
+  return {"kind": "sql", "sql": sql, "columns": columns, "rows": len(table), "decimals": decimals, "unit": unit}
+
+
+@functools.cache
+def _database() -> duckdb.DuckDBPyConnection:
+  return duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
+
+
+def _execute(sql: str, table: list[tuple]) -> Any:
+  database = _database()
+  database.execute("CREATE OR REPLACE TABLE facts (name VARCHAR, x DOUBLE, y DOUBLE, g VARCHAR)")
+  database.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", table)
+  row = database.execute(sql).fetchone()
+  return row[0] if row else None
+
+
+def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+  return items[int(rng.random() * len(items))]

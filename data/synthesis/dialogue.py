@@ -1,0 +1,141 @@
+"""Dialogue memory: what was said how often in long dialogues, and what was agreed, changed and taken back in them.
+
+Two kinds. `needle`: the n-th of several speeches of one person in real dialogues (plays, transcripts, chats), to be given
+word for word (dense reward). `agreement`: a conversation in which figures are agreed upon, changed and restored, turn by
+turn, between real passages that the speakers read to each other.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
+from qwenlong_jax.data.synthesis.corpus import Corpus
+
+KINDS = ("needle", "agreement")
+_LABEL = re.compile(
+  r"^(?P<name>[A-Z][\w'’]*(?: [A-Za-z][\w'’]*){0,3})(?:\.[ \t]*$|:[ \t]+(?=\S))", re.MULTILINE
+)
+_SPEECH = range(60, 700)  # characters of a speech worth asking for
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+def turns(text: str) -> list[tuple[str, int, int]]:
+  """(speaker, start, end) of every speech: after a line `NAME.` or behind `Name: `, up to the next empty line or label."""
+  labels = list(_LABEL.finditer(text))
+  found = []
+  for label, after in zip(labels, [*(label.start() for label in labels[1:]), len(text)]):
+    start = label.end() + (text[label.end() : label.end() + 1] == "\n")
+    blank = text.find("\n\n", start, after)
+    end = blank if blank >= 0 else after
+    speech = text[start:end]
+    start += len(speech) - len(speech.lstrip())
+    found.append((label["name"], start, start + len(speech.strip())))
+  return found
+
+
+def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
+  return _needle(rng, corpus) if kind == "needle" else _agreement(rng, corpus)
+
+
+def _needle(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
+  """A run of sections of one document in which somebody speaks three to ten times."""
+  document = int(rng.random() * len(corpus.documents))
+  text, cut = corpus.documents[document].text, corpus.sections[document]
+  length = 3 + int(rng.random() * 6)
+  first = int(rng.random() * max(len(cut) - length, 1))
+  run = cut[first : first + length]
+  if len(run) < 3:
+    return None
+  by: dict[str, list[tuple[int, int]]] = defaultdict(list)
+  for name, start, end in turns(text[run[0].start : run[-1].end]):
+    by[name].append((start + run[0].start, end + run[0].start))
+  able = sorted(name for name, said in by.items() if 3 <= len(said) <= len(_ORDINALS))
+  if not able:
+    return None
+  name = able[int(rng.random() * len(able))]
+  said = by[name]
+  place = int(rng.random() * len(said))
+  speeches = [text[start:end] for start, end in said]
+  if len(speeches[place]) not in _SPEECH or len(set(speeches)) < len(speeches):
+    return None
+  title = corpus.names[document]
+  question = (
+    f'In the excerpt "{title}", take the speeches of {name} in their order. Give the {_ORDINALS[place]} of them word for '
+    "word, without the name and without anything else."
+  )
+  program = {"kind": "needle", "title": title, "speaker": name, "number": place}
+
+  def ask(context: Context) -> Asked | None:
+    page = context.page(document)
+    seen = [context.page_text(page)[s:e] for who, s, e in turns(context.page_text(page)) if who == name] if page is not None else []
+    return Asked(question, speeches[place], tuple(dict.fromkeys(speeches)), program) if seen == speeches else None
+
+  return Draft("needle", [(document, *said[place])], ask, question, scopes=[(document, run[0].start, run[-1].end)])
+
+
+_PEOPLE = ("Ana", "Ben", "Chidi", "Dora", "Emil", "Farah", "Goran", "Hana")
+_THINGS = ("budget", "deadline number", "room number", "quota", "reference number", "reserve")
+
+
+def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
+  """Several subjects, each agreed on, changed, proposed in vain and restored; one is asked about."""
+  words = [word for word, where in corpus.words.items() if len(word) > 6]
+  if len(words) < 20:
+    return None
+  subjects = [f"{_pick(rng, _THINGS)} of the {_pick(rng, words)} group" for _ in range(3 + int(rng.random() * 3))]
+  people = [_PEOPLE[n] for n in rng.permutation(len(_PEOPLE))[:3]]
+  figures = iter(rng.permutation(9000)[:80] + 1000)
+  history: dict[str, list[int]] = {subject: [] for subject in subjects}
+  stated: dict[str, list[int]] = {subject: [] for subject in subjects}
+  talk, of = [], []
+  events = [subject for subject in history for _ in range(4 + int(rng.random() * 3))]
+  for subject in (events[n] for n in rng.permutation(len(events))):
+    talk.append(_event(rng, people, subject, history[subject], stated[subject], figures))
+    of.append(subject)
+  subject = subjects[int(rng.random() * len(subjects))]
+  agreed = history[subject]
+  if len(history) < len(subjects) or len(set(agreed)) < 3:
+    return None
+  place = int(rng.random() * len(agreed))
+  if rng.random() < 0.4:
+    question = f"In the conversation above, which figure for the {subject} is in force at the end?"
+    place = len(agreed) - 1
+  else:
+    question = (
+      f"In the conversation above, figures for the {subject} come into force several times; going back to an earlier "
+      f"figure counts as another time. Which figure came into force the {_ORDINALS[place]} time?"
+    )
+  program = {"kind": "agreement", "subject": subject, "number": place}
+  asked = Asked(question, str(agreed[place]), tuple(map(str, dict.fromkeys(stated[subject]))), program)
+  heard = [n for n, about in enumerate(of) if about == subject]
+  return Draft("agreement", [], lambda context: asked, subject, talk=talk, heard=heard)
+
+
+def _event(
+  rng: np.random.Generator, people: Sequence[str], subject: str, agreed: list[int], stated: list[int], figures: Any
+) -> str:
+  """A few turns about a subject: its figure is set, changed, restored, or a proposal is turned down."""
+  one, other = (people[n] for n in rng.permutation(len(people))[:2])
+  chance = rng.random()
+  if len(set(agreed)) > 1 and agreed[-1] != agreed[-2] and chance < 0.2:
+    agreed.append(agreed[-2])
+    return (
+      f"{one}: The last change to the {subject} was a mistake. Let us go back to the figure before it.\n"
+      f"{other}: Agreed, we go back."
+    )
+  figure = int(next(figures))
+  stated.append(figure)
+  if agreed and chance < 0.5:
+    return f"{one}: What if we made the {subject} {figure}?\n{other}: No, it stays as it is."
+  agreed.append(figure)
+  if len(agreed) == 1:
+    return f"{one}: Let us set the {subject} to {figure}.\n{other}: Agreed, {figure}."
+  return f"{one}: I would like to change the {subject} to {figure}.\n{other}: Agreed, {figure} it is."
+
+
+def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+  return items[int(rng.random() * len(items))]

@@ -1,0 +1,179 @@
+"""What can be read off a document without a model: its sections, and its facts, each with the characters that state it.
+
+A fact is a line `Key: value` (under a heading, `Heading > Key`), or, in source code, something that the parser knows of
+a class. It belongs to an entity: the document itself, named by its title, or a class.
+"""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qwenlong_jax.data.documents import Document
+
+LONGEST_CLASS = 6000
+LONGEST = 2400  # characters of a section: some 600 tokens of English
+
+_HEADING = re.compile(r"(#{1,6}) +(.+?)[ #]*$")
+_FIELD = re.compile(r"(?:[-*] )?(?P<key>[^\W\d_][^:\n]{0,70}?): (?P<value>\S.{0,300}?)\s*$")
+_BLOCK = re.compile(r"\n\s*\n(?=\S)")
+_NUMBER = re.compile(
+  r"(?P<currency>\$)?(?P<digits>-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?)"
+  r"(?: (?P<scale>thousand|million|billion|trillion))?(?P<unit>%(?: of [A-Za-z][A-Za-z -]{0,30}?)?| [A-Za-z][A-Za-z/%. ]{0,30}?)?(?= ?[(;,]|$)"
+)
+_DEF = re.compile(r"^ +(?:async )?def ", re.MULTILINE)
+_SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+  """Characters [start, end) of a document's text."""
+
+  start: int
+  end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+  """`attribute` of an entity is `value`; characters [start, end) of its document say so. `number` in `unit` if it is
+  one ("$" and "%" are units, "" is a count)."""
+
+  attribute: str
+  value: str
+  start: int
+  end: int
+  number: float | None = None
+  unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+  """`noun` says what it is; of each attribute it has one fact. Who is to judge it must see characters `scope`, if any."""
+
+  name: str
+  noun: str
+  facts: dict[str, Fact]
+  scope: tuple[int, int] | None = None
+
+
+def sections(document: Document, longest: int = LONGEST) -> list[Section]:
+  """The text in pieces of at most `longest` characters, cut at headings, else at empty lines, else at line ends, else at
+  sentences. Together they are the whole text."""
+  found: list[Section] = []
+  start = 0
+  for end in _blocks(document.text):
+    if found and end - found[-1].start <= longest and not _HEADING.match(_line_at(document.text, start)):
+      found[-1] = Section(found[-1].start, end)
+    else:
+      found += _pieces(document.text, start, end, longest)
+    start = end
+  return found
+
+
+def _blocks(text: str) -> Iterator[int]:
+  """Where blocks end: at empty lines before text that is not indented."""
+  for match in _BLOCK.finditer(text):
+    yield match.end()
+  if text:
+    yield len(text)
+
+
+def _pieces(text: str, start: int, end: int, longest: int) -> Iterator[Section]:
+  while end - start > longest:
+    for mark in ("\n", ". ", " "):
+      cut = text.rfind(mark, start + longest // 2, start + longest) + len(mark)
+      if cut >= len(mark):
+        break
+    else:
+      cut = start + longest
+    yield Section(start, cut)
+    start = cut
+  if start < end:
+    yield Section(start, end)
+
+
+def _line_at(text: str, start: int) -> str:
+  end = text.find("\n", start)
+  return text[start : end if end >= 0 else len(text)]
+
+
+def entities(document: Document) -> list[Entity]:
+  """The entities of which a document states facts. Source code that does not parse has none."""
+  if document.domain == "code":
+    return list(_classes(document)) if document.source.path.endswith(".py") else []
+  if document.domain == "dialogue":
+    return []
+  facts = _unambiguous(_fields(document.text))
+  return [Entity(document.title, "document", facts)] if facts else []
+
+
+def _fields(text: str) -> Iterator[Fact]:
+  heading, start = "", 0
+  for line in text.split("\n"):
+    if title := _HEADING.match(line):
+      heading = title[2] if len(title[1]) > 1 else ""
+    elif field := _FIELD.match(line):
+      attribute = f"{heading} > {field['key']}" if heading else field["key"]
+      yield fact(attribute, field["value"], start, start + len(line))
+    start += len(line) + 1
+
+
+def fact(attribute: str, value: str, start: int, end: int) -> Fact:
+  number, unit = measure(value) or (None, "")
+  return Fact(attribute, value, start, end, number, unit)
+
+
+def measure(value: str) -> tuple[float, str] | None:
+  """(number, unit) of a value that begins with a quantity, scale words multiplied out; None for any other."""
+  match = _NUMBER.match(value)
+  if match is None or (match["currency"] and match["unit"]):
+    return None
+  number = float(match["digits"].replace(",", "")) * _SCALES[match["scale"]]
+  return number, match["currency"] or (match["unit"] or "").strip()
+
+
+def _unambiguous(facts: Iterator[Fact]) -> dict[str, Fact]:
+  """By attribute, without those that are stated twice."""
+  found = list(facts)
+  times = Counter(fact.attribute for fact in found)
+  return {fact.attribute: fact for fact in found if times[fact.attribute] == 1}
+
+
+def _classes(document: Document) -> Iterator[Entity]:
+  """Classes at the top of a Python module, if they are not too long to be read as a whole."""
+  try:
+    tree = ast.parse(document.text)
+  except (SyntaxError, ValueError, RecursionError):
+    return
+  starts = [0]
+  for line in document.text.split("\n"):
+    starts.append(starts[-1] + len(line) + 1)
+  for node in tree.body:
+    if isinstance(node, ast.ClassDef):
+      scope = starts[node.lineno - 1], starts[node.end_lineno or node.lineno] - 1
+      body = document.text[slice(*scope)]
+      methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+      # Definitions under a condition, or in a text, would be counted by some readers and not by others.
+      if scope[1] - scope[0] <= LONGEST_CLASS and len(_DEF.findall(body)) == len(methods):
+        facts = _unambiguous(_class_facts(document.text, node, methods, starts))
+        yield Entity(f"class {node.name}", "class", facts, scope)
+
+
+def _class_facts(text: str, node: ast.ClassDef, methods: list, starts: list[int]) -> Iterator[Fact]:
+  def said(attribute: str, value: str, at: int) -> Iterator[Fact]:
+    start, end = starts[at - 1], starts[at] - 1
+    if value in text[start:end]:
+      yield fact(attribute, value, start, end)
+
+  if len(node.bases) == 1 and isinstance(node.bases[0], ast.Name):
+    yield from said("base class", node.bases[0].id, node.lineno)
+  own = [method for method in methods if not method.name.startswith("__")]
+  if len(own) > 1:
+    yield from said("first method without double underscores", own[0].name, own[0].lineno)
+    yield from said("last method without double underscores", own[-1].name, own[-1].lineno)
+  for item in node.body:
+    if isinstance(item, ast.Assign) and len(item.targets) == 1 and isinstance(item.targets[0], ast.Name):
+      value = item.value
+      if isinstance(value, ast.Constant) and isinstance(value.value, int | str) and 0 < len(str(value.value)) < 40:
+        yield from said(f"attribute {item.targets[0].id}", str(value.value), item.lineno)
