@@ -22,7 +22,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-  """`text` is cleaned (NFC, one kind of line break): spans of characters are spans of it. `id` is unique in a corpus."""
+  """`text` is cleaned (NFC, one kind of line break); spans of characters are spans of it. `id`: unique in a corpus."""
 
   id: str
   domain: str
