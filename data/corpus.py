@@ -15,7 +15,7 @@ def load(
   """Each file and record below the roots, in order, as a document or as `Rejected`: none is left out silently.
 
   `languages` are ISO 639-1 codes, none for any; `threshold` is the Jaccard similarity from which a text repeats one
-  before. Of several roots each gives its documents' ids its name. Memory grows by 6 KB a document.
+  before. Of several roots each gives its documents' ids its name. Memory grows by 8 KB a document.
   """
   duplicates = Duplicates(threshold)
   for found in gather(roots):

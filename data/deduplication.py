@@ -82,7 +82,7 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class Duplicates:
-  """The documents so far. In memory: digest, MinHash and buckets, 6 KB each; their shingles lie in a temporary file."""
+  """The documents so far. In memory: digest, MinHash and buckets, 8 KB each; their shingles lie in a temporary file."""
 
   def __init__(self, threshold: float = 0.8):
     if not 0 < threshold <= 1:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from .documents import CODE_SUFFIXES, DOMAINS, Document, Rejected, Source, clean
 from .formats import Unreadable, page, pdf, plain
 
 LARGEST = 64 * 2**20  # bytes of a file that is one document, or of a line: more is a dump, and would be held in memory
-ROWS = 64  # of a columnar file, held at a time
+ROWS = 64  # of a Parquet file, held at a time
 
 
 # What stands beside the .arrow files of a Hugging Face data set on disk.
@@ -56,7 +57,7 @@ def read(path: Path, root: Path) -> Iterator[Document | Rejected]:
   suffix = path.suffix.lower()
   try:
     if suffix in _RECORDS:
-      yield from _some(_RECORDS[suffix](path, name), name)
+      yield from _some(_RECORDS[suffix](path, name))
     elif suffix in _TEXTS:
       yield _whole(path, name, _TEXTS[suffix])
     else:
@@ -69,7 +70,7 @@ def read(path: Path, root: Path) -> Iterator[Document | Rejected]:
     yield Rejected(name, "unreadable" if error.errno else "damaged", error.strerror or str(error)[:200])
 
 
-def _some(documents: Iterable[Document | Rejected], name: str) -> Iterator[Document | Rejected]:
+def _some(documents: Iterable[Document | Rejected]) -> Iterator[Document | Rejected]:
   """The documents, of which there must be one."""
   none = True
   for document in documents:
@@ -104,7 +105,7 @@ def _jsonl(path: Path, name: str) -> Iterator[Document | Rejected]:
     for number, (start, line) in enumerate(_lines(file), 1):
       end = start + len(line.rstrip(b"\r\n"))
       source = Source(name, start, end, hashlib.sha256(line[: end - start]).hexdigest())
-      yield _record(f"{name}#{number}", source, line)
+      yield _record(f"{name}#{number}", source, partial(_loaded, line))
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -129,9 +130,9 @@ def _loaded(line: bytes) -> Any:
     raise Unreadable("damaged" if line.endswith(b"\n") else "truncated", f"not JSON: {error}") from error
 
 
-def _record(ident: str, source: Source, given: bytes | dict) -> Document | Rejected:
+def _record(ident: str, source: Source, load: Callable[[], Any]) -> Document | Rejected:
   try:
-    record = _loaded(given) if isinstance(given, bytes) else given
+    record = load()
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
       raise Unreadable("no_text", "not a record with a string named `text`")
     title, domain = (value if isinstance(value := record.get(key), str) else "" for key in ("title", "domain"))
@@ -187,10 +188,16 @@ def _rows(batches: Iterable[Any], path: Path, name: str) -> Iterator[Document | 
     source = Source(name, 0, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
   number = 0
   for batch in batches:
-    for start in range(0, batch.num_rows, ROWS):
-      for record in batch.slice(start, ROWS).to_pylist():
-        number += 1
-        yield _record(f"{name}#{number}", source, record)
+    for i in range(batch.num_rows):
+      number += 1
+      yield _record(f"{name}#{number}", source, partial(_row, batch, i))
+
+
+def _row(batch: Any, i: int) -> dict[str, Any]:
+  try:
+    return {name: batch.column(name)[i].as_py() for name in batch.schema.names}
+  except UnicodeDecodeError as error:
+    raise Unreadable("damaged", f"not UTF-8: {error}") from error
 
 
 _TEXTS = {suffix: plain for suffix in (".txt", ".md", ".rst", *CODE_SUFFIXES)}
