@@ -11,6 +11,7 @@ DETECTED = 2**18  # bytes that the detection of an encoding looks at
 
 _DECLARED = re.compile(rb"""(?:charset|coding|encoding)\s*[:=]\s*["']?([-\w.]+)""")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+_ASCII = set(map(chr, range(128)))
 _MARKS = (
   (codecs.BOM_UTF8, "utf-8-sig"),
   (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: it starts as that does
@@ -79,8 +80,9 @@ def decode(raw: bytes) -> str:
   try:
     return raw.decode()
   except UnicodeDecodeError as error:
-    # Real sequences of UTF-8 before it: no other encoding, but a damaged or cut file.
-    if not raw[: error.start].isascii():
+    # Mostly real sequences of UTF-8: no other encoding, but a damaged or cut file.
+    real = raw.decode(errors="ignore")
+    if sum(map(real.count, set(real) - _ASCII)) > len(raw) - len(real.encode()):
       cut = error.reason == "unexpected end of data"
       raise Unreadable("truncated" if cut else "damaged", f"UTF-8 until byte {error.start}: {error.reason}") from error
   return _decoded(raw, _declared(raw) or _looks_like(raw))
