@@ -9,6 +9,16 @@ packages = set(FOLDERS)
 for name, folder in FOLDERS.items():
   packages |= {f"{name}.{found}" for found in find_packages(folder)}
 
+# Documents on their way to becoming tasks (data/corpus.py): who only trains does without.
+SYNTHESIS = [
+  "charset-normalizer>=3.5",
+  "datasketch>=2.0",
+  "py3langid>=0.4",
+  "pyarrow>=26.0",
+  "pypdf>=7.1",
+  "trafilatura>=2.3",
+]
+
 setup(
   name="qwenlong_jax",
   version="0.1.0",
@@ -43,7 +53,9 @@ setup(
     "transformers>=5.0",
   ],
   extras_require={
+    "synthesis": SYNTHESIS,
     "test": [
+      *SYNTHESIS,
       "hypothesis>=6.100",
       "ipykernel>=6.29",
       "import-linter>=2.1",

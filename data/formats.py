@@ -1,0 +1,112 @@
+"""The title and text of a file's bytes: plain text in any encoding, HTML, PDF. What has none raises `Unreadable`."""
+
+import codecs
+import html
+import io
+import re
+
+from .documents import needed
+
+DETECTED = 2**18  # bytes that the detection of an encoding looks at
+
+_DECLARED = re.compile(rb"""(?:charset|coding|encoding)\s*[:=]\s*["']?([-\w.]+)""")
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+_ASCII = set(map(chr, range(128)))
+_MARKS = (
+  (codecs.BOM_UTF8, "utf-8-sig"),
+  (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: it starts as that does
+  (codecs.BOM_UTF32_BE, "utf-32"),
+  (codecs.BOM_UTF16_LE, "utf-16"),
+  (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class Unreadable(Exception):
+  """Why a file or record is no document: `reason` in one word, `detail` in a line."""
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(reason, detail)
+    self.reason, self.detail = reason, detail
+
+
+def plain(raw: bytes) -> tuple[str, str]:
+  return "", decode(raw)
+
+
+def page(raw: bytes) -> tuple[str, str]:
+  """Its title, and its main text and tables as Markdown, without menus."""
+  source = decode(raw)
+  trafilatura = needed("trafilatura")
+  try:
+    # fast, without the opinions of other extractors: 25 MB of text a core-minute on CPython's documentation.
+    text = trafilatura.extract(
+      source, output_format="markdown", include_tables=True, include_comments=False, favor_recall=True, fast=True
+    )
+  # A parser may give up on any markup, with an error of its own or of the stack.
+  except Exception as error:
+    raise Unreadable("damaged", f"{type(error).__name__}: {error}"[:200]) from error
+  title = _TITLE.search(source)
+  return html.unescape(title[1]) if title else "", text or ""
+
+
+def pdf(raw: bytes) -> tuple[str, str]:
+  """Its title, and the text of its pages; scanned pages have none."""
+  pypdf = needed("pypdf")
+  if b"%%EOF" not in raw[-2048:]:
+    raise Unreadable("truncated", "a PDF without its end")
+  try:
+    reader = pypdf.PdfReader(io.BytesIO(raw))
+    if reader.is_encrypted and not reader.decrypt(""):
+      raise Unreadable("encrypted", "it asks for a password")
+    text = "\n\n".join(page.extract_text() for page in reader.pages)
+    title = reader.metadata.title if reader.metadata else ""
+  except Unreadable:
+    raise
+  # A damaged PDF makes pypdf raise whatever its bytes lead to: KeyError, RecursionError, zlib.error, ...
+  except Exception as error:
+    raise Unreadable("damaged", f"{type(error).__name__}: {error}"[:200]) from error
+  if not text.strip():
+    raise Unreadable("empty", f"{len(reader.pages)} pages without text; recognise scanned ones first")
+  return title if isinstance(title, str) else "", text
+
+
+def decode(raw: bytes) -> str:
+  """By its mark, as UTF-8, as it declares itself, as it looks like: the first that fits."""
+  for mark, encoding in _MARKS:
+    if raw.startswith(mark):
+      return _decoded(raw, encoding)
+  if b"\0" in raw:
+    raise Unreadable("binary", f"a NUL at byte {raw.index(0)}")
+  try:
+    return raw.decode()
+  except UnicodeDecodeError as error:
+    # Mostly real sequences of UTF-8: no other encoding, but a damaged or cut file.
+    real = raw.decode(errors="ignore")
+    if sum(map(real.count, set(real) - _ASCII)) > len(raw) - len(real.encode()):
+      cut = error.reason == "unexpected end of data"
+      raise Unreadable("truncated" if cut else "damaged", f"UTF-8 until byte {error.start}: {error.reason}") from error
+  return _decoded(raw, _declared(raw) or _looks_like(raw))
+
+
+def _decoded(raw: bytes, encoding: str) -> str:
+  try:
+    return raw.decode(encoding)
+  except (UnicodeDecodeError, LookupError) as error:
+    raise Unreadable("damaged", f"not {encoding}: {error}") from error
+
+
+def _declared(raw: bytes) -> str:
+  """What a web page or a Python source says at its start, unless that is wrong."""
+  found = _DECLARED.search(raw[:2048])
+  try:
+    encoding = codecs.lookup(found[1].decode()).name if found else ""
+    return encoding if encoding and raw.decode(encoding) else ""
+  except (LookupError, UnicodeError):
+    return ""
+
+
+def _looks_like(raw: bytes) -> str:
+  best = needed("charset_normalizer").from_bytes(raw[:DETECTED]).best()
+  if best is None:
+    raise Unreadable("binary", "no encoding makes a text of it")
+  return best.encoding
