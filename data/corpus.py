@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .deduplication import Duplicates, signature
-from .documents import Document, Rejected, judge
+from .documents import Document, Rejected, check, judge
 from .reading import find, read
 
 
@@ -17,6 +17,7 @@ def load(
   `languages` are ISO 639-1 codes, none for any; `threshold` is the Jaccard similarity from which a text repeats one
   before. Of several roots each gives its documents' ids its name. Memory grows by 8 KB a document.
   """
+  check(languages)
   duplicates = Duplicates(threshold)
   for found in gather(roots):
     rejected = found if isinstance(found, Rejected) else judge(found, languages) or repeats(found, duplicates)

@@ -39,6 +39,7 @@ _UNSEEN = re.compile(
 )
 _BREAK = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _BLANK = re.compile(r"\n{4,}")
+_NO_LETTERS = re.compile(r"[\W\d_]+")
 _SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 
 # A turn of a dialogue, its speaker alone on the line or before the words: "HAMLET.", "Alice: hello", "[12:30] bob: hi",
@@ -51,7 +52,7 @@ _NUMBERED = re.compile(r"(?:#+ )?\d+(?:\.\d+)*\.? +[A-Z]\S*(?: \S+){0,9}$")
 _FIELD = re.compile(r"[-*\s]*\**[A-Z][\w ,()/>&%-]{0,60}\**: *\S")
 _TABLE = re.compile(r"\s*\|.*\|")
 _ABSTRACT = re.compile(r"\babstract\b", re.IGNORECASE)
-_REFERENCES = re.compile(r"^\W*(?:\d+\.? )?(?:references|bibliography)\b", re.IGNORECASE | re.MULTILINE)
+_REFERENCES = re.compile(r"^[^\w\n]*(?:\d+\.? )?(?:references|bibliography)\b", re.IGNORECASE | re.MULTILINE)
 _HEADING = re.compile(r"#{1,3} +(.*?)[# ]*$", re.MULTILINE)
 
 
@@ -114,9 +115,9 @@ def judge(document: Document, languages: Sequence[str] = ()) -> Rejected | None:
 
 
 def letters(text: str) -> float:
-  """Share of letters among what is not white space (marks of Indic scripts count)."""
+  """Share of letters among what is not white space."""
   seen = sum(map(len, text.split()))
-  return len(re.findall(r"[^\W\d_]", text)) / max(1, seen)
+  return len(_NO_LETTERS.sub("", text)) / max(1, seen)
 
 
 def repeated(text: str) -> float:
@@ -140,6 +141,13 @@ def language(text: str) -> str:
   """ISO 639-1 code of the language of its middle."""
   start = max(0, (len(text) - LANGUAGE_SAMPLE) // 2)
   return needed("py3langid").classify(text[start : start + LANGUAGE_SAMPLE])[0]
+
+
+def check(languages: Sequence[str]) -> None:
+  """Raises where a language is none that `language` could find: it would refuse every document."""
+  known = sorted(code for code, _ in needed("py3langid").rank("")) if languages else []
+  if unknown := [code for code in languages if code not in known]:
+    raise ValueError(f"languages={unknown} are not among the known: {' '.join(known)}; none lets all pass")
 
 
 def title_of(text: str, path: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from .documents import CODE_SUFFIXES, DOMAINS, Document, Rejected, Source, clean, domain_of, needed, title_of
 from .formats import Unreadable, page, pdf, plain
 
-LARGEST = 64 * 2**20  # bytes of a file that is one document, or of a line: more is a dump, and would be held in memory
+LARGEST = 16 * 2**20  # bytes of a file that is one document, or of a line: 4M tokens; its words are held in memory
 ROWS = 64  # of a Parquet file, held at a time
 
 
@@ -56,7 +56,9 @@ def read(path: Path, root: Path) -> Iterator[Document | Rejected]:
   name = path.name if path == root else path.relative_to(root).as_posix()
   suffix = path.suffix.lower()
   try:
-    if suffix in _RECORDS:
+    if path.is_dir():
+      yield Rejected(name, "unreadable", "a folder that may not be listed")
+    elif suffix in _RECORDS:
       yield from _some(_RECORDS[suffix](path, name))
     elif suffix in _TEXTS:
       yield _whole(path, name, _TEXTS[suffix])

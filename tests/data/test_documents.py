@@ -318,6 +318,11 @@ def test_only_the_languages_that_are_wanted_stay_and_code_speaks_none():
   assert judged(german, domain="code", languages=("en",)) is None
 
 
+def test_a_language_that_nobody_could_find_is_an_error(tmp_path):
+  with pytest.raises(ValueError, match=r"\['english'\].* de .* en "):
+    list(corpus.load([tmp_path], languages=("english",)))
+
+
 DIALOGUE = "\n".join(f"Alice: is it line {i}?\nBob: it is, and a long line it is." for i in range(9))
 PLAY = "\n\n".join(
   f"{name}.\nLine {i} of the play\ngoes on like this." for i, name in enumerate(["HAMLET", "HORATIO"] * 9)
