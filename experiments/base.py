@@ -37,6 +37,23 @@ def get_config() -> ConfigDict:
   c.data.shards = 1  # files per task
   c.data.workers = 0  # processes that read ahead
 
+  # Folders of documents (or files), parted by commas, to make training data of (section 3); "": no synthesis.
+  c.documents = ""
+  c.synthesis = ConfigDict()
+  c.synthesis.train = 400  # samples of each task; they come in equal parts from all domains that bear the task
+  c.synthesis.validation = 40
+  c.synthesis.test = 60
+  c.synthesis.train_share = 70  # percent of the documents, by a hash of their names
+  c.synthesis.validation_share = 10
+  c.synthesis.test_share = 20
+  c.synthesis.targets = (4096, 8192, 16384, 32768, 65536)  # tokens of a context, at most, by turns (Figure 3)
+  c.synthesis.languages = ()  # ISO codes of the languages to keep; (): all
+  c.synthesis.duplicate_threshold = 0.8  # Jaccard similarity from which on a document repeats another
+  c.synthesis.cluster_documents = 1000  # whose facts are joined to one graph and one table
+  c.synthesis.vocab_size = 8192  # of the BPE that counts tokens, where there is no tokenizer.path
+  c.synthesis.runner = "local"  # or "beam": Apache Beam, for a corpus that needs a cluster
+  c.synthesis.workers = 0  # processes; 0: as many as there are cores
+
   c.warmstart = ConfigDict()  # supervised fine-tuning on worked solutions; the report starts from a trained model
   c.warmstart.steps = 0
   c.warmstart.prompt_tokens = 80  # context and question; the chat template comes on top

@@ -1,7 +1,7 @@
 """A long context made of excerpts: what a question needs, near and far distractors around it, up to a target length.
 
 A page is an excerpt of one document: a line `=== name ===`, then sections in their order, `[...]` where some are left
-out. Pages with evidence are spread over the context at equal distances, from an offset that runs over all depths.
+out, and again the heading that one behind a gap belongs to. Pages with evidence are spread over the context at equal distances, from an offset that runs over all depths.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -183,6 +183,8 @@ def render(
     for section in found:
       if section != last + 1:
         write(GAP)
+        if heading := corpus.sections[document][section].heading:
+          write(heading + "\n")
       where.append(at)
       write(corpus.text(Place(document, section)))
       last = section

@@ -91,7 +91,10 @@ def _example(
   tokens = length(context.text) + length(asked.question)
   if not target // 2 <= tokens <= max(order.targets):
     return "length"
-  spans, sources = _evidence(corpus, draft, context)
+  evidence = _evidence(corpus, draft, context)
+  if evidence is None:
+    return "evidence_is_cut"
+  spans, sources = evidence
   identity = hashlib.sha256(f"{asked.question}\n{asked.answer}\n{context.text}".encode()).hexdigest()[:16]
   example = Example(
     id=f"{order.task}/{corpus.split}/{corpus.domain}/{identity}",
@@ -106,12 +109,13 @@ def _example(
   return verification.reason_to_drop(example) or example
 
 
-def _evidence(corpus: Corpus, draft: Draft, context: Context) -> tuple[tuple[Span, ...], list[dict[str, Any]]]:
+def _evidence(corpus: Corpus, draft: Draft, context: Context) -> tuple[tuple[Span, ...], list[dict[str, Any]]] | None:
   """Where the evidence stands in the context, and in which documents' characters."""
   spans, sources = [], []
   for document, start, end in dict.fromkeys(draft.evidence):
     where = context.find(document, start, end)
-    assert where is not None, (corpus.names[document], start, end)
+    if where is None:
+      return None
     spans.append(Span(corpus.documents[document].id, *where))
     sources.append({"id": corpus.documents[document].id, "start": start, "end": end, **asdict(corpus.documents[document].source)})
   spans += [Span(CONVERSATION, *context.talk[n]) for n in draft.heard]

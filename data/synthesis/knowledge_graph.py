@@ -202,7 +202,7 @@ def _hop(rng: np.random.Generator, graph: Graph) -> Draft | None:
         f'Find {said(constraints, noun)}. Its "{link}" names another {noun} of the text above '
         f'(the first one that stands there). What is the "{attribute}" of that other {noun}?'
       )
-      program = {"kind": "hop", "start": [c.as_json() for c in constraints], "link": link, "answer": attribute}
+      program = {"kind": "hop", "noun": noun, "start": [c.as_json() for c in constraints], "link": link, "answer": attribute}
       return _path(graph, "multi_fact", question, [(start, constraints), (start, link), (end, attribute)], program)
   return None
 
@@ -225,7 +225,7 @@ def _inverse_hop(rng: np.random.Generator, graph: Graph) -> Draft | None:
         f"Suppose that {said(constraints, noun)} no longer existed. Exactly one other {noun} of the text above would be "
         f'affected because its "{link}" names it first. What is the "{attribute}" of that other {noun}?'
       )
-      program = {"kind": "inverse", "start": [c.as_json() for c in constraints], "link": link, "answer": attribute}
+      program = {"kind": "inverse", "noun": noun, "start": [c.as_json() for c in constraints], "link": link, "answer": attribute}
       return _path(graph, "causal", question, [(end, constraints), (start, link), (start, attribute)], program)
   return None
 
@@ -356,7 +356,7 @@ def _pair(graph: Graph, kind: str, question: str, attribute: str, two: Any, answ
   evidence = [
     graph.evidence(n, a) for n, constraints in two for a in [*(c.attribute for c in constraints), attribute]
   ]
-  program |= {"attribute": attribute, "of": [[c.as_json() for c in constraints] for _, constraints in two]}
+  program |= {"noun": graph.entity(two[0][0]).noun, "attribute": attribute, "of": [[c.as_json() for c in constraints] for _, constraints in two]}
   values = [graph.entity(n).facts[attribute].value for n, _ in two]
 
   def ask(context: Context) -> Asked | None:

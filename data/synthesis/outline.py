@@ -28,10 +28,11 @@ _SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "tril
 
 @dataclass(frozen=True, slots=True)
 class Section:
-  """Characters [start, end) of a document's text."""
+  """Characters [start, end) of a document's text; `heading` is the line of the heading that it continues, if any."""
 
   start: int
   end: int
+  heading: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,24 @@ class Entity:
 def sections(document: Document, longest: int = LONGEST) -> list[Section]:
   """The text in pieces of at most `longest` characters, cut at headings, else at empty lines, else at line ends, else at
   sentences. Together they are the whole text."""
-  found: list[Section] = []
+  text, found = document.text, list[Section]()
   start = 0
-  for end in _blocks(document.text):
-    if found and end - found[-1].start <= longest and not _HEADING.match(_line_at(document.text, start)):
+  for end in _blocks(text):
+    if found and end - found[-1].start <= longest and not _HEADING.match(_line_at(text, start)):
       found[-1] = Section(found[-1].start, end)
     else:
-      found += _pieces(document.text, start, end, longest)
+      found += _pieces(text, start, end, longest)
     start = end
-  return found
+  return found if document.domain == "code" else _headed(text, found)
+
+
+def _headed(text: str, found: list[Section]) -> list[Section]:
+  heading, headed = "", []
+  for section in found:
+    lines = text[section.start : section.end].split("\n")
+    headed.append(Section(section.start, section.end, "" if _HEADING.match(lines[0]) else heading))
+    heading = next((line for line in reversed(lines) if _HEADING.match(line)), heading)
+  return headed
 
 
 def _blocks(text: str) -> Iterator[int]:

@@ -1,0 +1,268 @@
+"""From files to samples in four steps, each a function of one element that writes one part, all of it or nothing.
+
+  read     a few files               -> parts/read/       documents, refused ones, signatures
+  gather   (all of them, in order)   -> parts/clusters/   documents without repeats, by split, domain and cluster
+  survey   a cluster                 -> parts/survey/     its sections' lengths, which tasks it bears
+  write    some samples of a cluster -> parts/samples/    examples, and why drafts were dropped
+
+A part that is there is not made again; a run that was killed anywhere goes on to the same bytes.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwenlong_jax.data.deduplication import Duplicates, Signature, signature
+from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, judge
+from qwenlong_jax.data.reading import find, read
+from qwenlong_jax.data.synthesis import corpus as corpora
+from qwenlong_jax.data.synthesis.corpus import Corpus
+from qwenlong_jax.data.synthesis.generate import Order, capable, sample
+from qwenlong_jax.models import tokenizer
+from qwenlong_jax.types import TASKS
+
+FILES = 32  # of a chunk
+BLOCK = 20  # samples of a part
+_TOKENIZER_CHARACTERS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+  """`shares`: percent of the documents by split; `samples`: by split, of each task; `targets`: lengths in tokens."""
+
+  folder: str
+  documents: tuple[str, ...]
+  seed: int
+  languages: tuple[str, ...]
+  threshold: float
+  cluster: int
+  shares: tuple[tuple[str, int], ...]
+  samples: tuple[tuple[str, int], ...]
+  targets: tuple[int, ...]
+  tokenizer: str
+  vocab_size: int
+
+  def parts(self, step: str) -> Path:
+    return Path(self.folder) / "parts" / step
+
+
+@dataclass(frozen=True, order=True)
+class Chunk:
+  """Some of the files, by (root, path)."""
+
+  number: int
+  files: tuple[tuple[str, str], ...]
+
+  def part(self, settings: Settings) -> Path:
+    return settings.parts("read") / f"{self.number:06d}.json"
+
+
+@dataclass(frozen=True, order=True)
+class Cluster:
+  split: str
+  domain: str
+  number: int
+
+  @property
+  def name(self) -> str:
+    return f"{self.split}-{self.domain}-{self.number:04d}"
+
+  def part(self, settings: Settings) -> Path:
+    return settings.parts("survey") / f"{self.name}.json"
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+  """Samples [first, first + count) of a task from a cluster."""
+
+  cluster: Cluster
+  task: str
+  first: int
+  count: int
+
+  def part(self, settings: Settings) -> Path:
+    return settings.parts("samples") / f"{self.cluster.name}-{self.task}-{self.first:06d}.jsonl"
+
+
+def chunks(settings: Settings) -> list[Chunk]:
+  """All files below the roots, in order.
+
+  Raises:
+    FileNotFoundError: a root is not there.
+  """
+  files = [(root, str(path)) for root in settings.documents for path in find([root])]
+  return [Chunk(n, tuple(files[first : first + FILES])) for n, first in enumerate(range(0, len(files), FILES))]
+
+
+def read_chunk(settings: Settings, chunk: Chunk) -> None:
+  documents, refused, signatures = [], [], []
+  for root, path in chunk.files:
+    prefix = f"{Path(root).resolve().name}/" if len(settings.documents) > 1 else ""
+    for found in read(Path(path), Path(root)):
+      rejected = found if isinstance(found, Rejected) else judge(found, settings.languages)
+      if rejected is not None:
+        refused.append(asdict(rejected) | {"path": prefix + rejected.path})
+      elif isinstance(found, Document):
+        documents.append(asdict(found) | {"id": prefix + found.id})
+        signatures.append(signature(found.text))
+  part = chunk.part(settings)
+  arrays = {f"{kind}{n}": getattr(s, kind) for n, s in enumerate(signatures) for kind in ("shingles", "minhash")}
+  _publish(part.with_suffix(".npz"), lambda path: np.savez(path, **arrays))
+  digests = [s.digest.hex() for s in signatures]
+  write_text(part, json.dumps({"documents": documents, "refused": refused, "digests": digests}, ensure_ascii=False))
+
+
+def gather(settings: Settings, parts: Iterable[Path]) -> None:
+  """Deals the documents of all parts, in order and without repeats, to clusters; memory holds none of their text."""
+  folder = settings.parts("clusters")
+  done = folder / "counts.json"
+  if done.exists():
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  duplicates, refused = Duplicates(settings.threshold), []
+  sizes: dict[tuple[str, str], int] = {}
+  counts: dict[str, Any] = {"documents": 0, "characters": 0, "bytes": 0, "domains": {}, "splits": {}}
+  for path in folder.glob("*.jsonl"):
+    path.unlink()
+  for part in parts:
+    read_part = json.loads(part.read_text())
+    refused += read_part["refused"]
+    with np.load(part.with_suffix(".npz")) as arrays:
+      for n, (fields, digest) in enumerate(zip(read_part["documents"], read_part["digests"])):
+        found = Signature(bytes.fromhex(digest), arrays[f"shingles{n}"], arrays[f"minhash{n}"])
+        if match := duplicates.match(fields["id"], found):
+          reason = "duplicate" if match.exact else "near_duplicate"
+          refused.append({"path": fields["id"], "reason": reason, "detail": f"of {match.first}, {match.jaccard:.2f}"})
+          continue
+        key = split_of(fields["id"], settings.shares), fields["domain"]
+        sizes[key] = sizes.get(key, 0) + 1
+        cluster = Cluster(*key, (sizes[key] - 1) // settings.cluster)
+        with (folder / f"{cluster.name}.jsonl").open("a") as file:
+          file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        counts["documents"] += 1
+        counts["characters"] += len(fields["text"])
+        counts["bytes"] += len(fields["text"].encode())
+        for group, value in (("domains", key[1]), ("splits", key[0])):
+          counts[group][value] = counts[group].get(value, 0) + 1
+  write_text(folder / "refused.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in refused))
+  write_text(done, json.dumps(counts, indent=2))
+
+
+def split_of(ident: str, shares: Sequence[tuple[str, int]]) -> str:
+  """By a hash of the document's id: the same on every machine, whatever else there is."""
+  bucket = int.from_bytes(hashlib.sha256(ident.encode()).digest()[:8], "big") % sum(share for _, share in shares)
+  for split, share in shares:
+    if bucket < share:
+      return split
+    bucket -= share
+  raise AssertionError(bucket)
+
+
+def clusters(settings: Settings) -> list[Cluster]:
+  found = []
+  for path in settings.parts("clusters").glob("*-*-*.jsonl"):
+    split, domain, number = path.stem.rsplit("-", 2)
+    found.append(Cluster(split, domain, int(number)))
+  order = [split for split, _ in settings.shares]
+  return sorted(found, key=lambda c: (order.index(c.split), DOMAINS.index(c.domain), c.number))
+
+
+def documents(settings: Settings, cluster: Cluster) -> Iterator[Document]:
+  with (settings.parts("clusters") / f"{cluster.name}.jsonl").open() as lines:
+    for line in lines:
+      fields = json.loads(line)
+      yield Document(**fields | {"source": Source(**fields["source"])})
+
+
+def learn_tokenizer(settings: Settings) -> None:
+  """A byte-level BPE of the training documents, where no tokenizer was given."""
+  folder = Path(settings.tokenizer)
+  if folder.exists():
+    return
+  partial = folder.with_name(folder.name + ".partial")
+
+  def texts() -> Iterator[str]:
+    left = _TOKENIZER_CHARACTERS
+    for cluster in clusters(settings):
+      for document in documents(settings, cluster) if cluster.split == settings.shares[0][0] else ():
+        if left > 0:
+          yield document.text
+        left -= len(document.text)
+
+  tokenizer.train(texts(), partial, settings.vocab_size)
+  partial.rename(folder)
+
+
+def survey(settings: Settings, cluster: Cluster) -> None:
+  count = counter(settings.tokenizer)
+  corpus = corpora.make(*_called(cluster), list(documents(settings, cluster)), lambda texts: list(map(count, texts)))
+  found = {
+    "documents": len(corpus.documents),
+    "tokens": corpus.tokens,
+    "entities": len(corpus.entities),
+    "tasks": [task for task in TASKS if capable(corpus, task, settings.targets)],
+  }
+  write_text(cluster.part(settings), json.dumps(found))
+
+
+def blocks(settings: Settings) -> list[Block]:
+  """What each cluster is to give: every task's samples in equal parts from all clusters of the split that bear it.
+
+  A quarter more than wanted: some are given up, some ask the same.
+  """
+  every = clusters(settings)
+  able = {cluster: json.loads(cluster.part(settings).read_text())["tasks"] for cluster in every}
+  found = []
+  for split, wanted in settings.samples:
+    for task in TASKS:
+      bearing = [cluster for cluster in every if cluster.split == split and task in able[cluster]]
+      for cluster in bearing:
+        count = math.ceil(1.25 * wanted / len(bearing))
+        found += [Block(cluster, task, first, min(BLOCK, count - first)) for first in range(0, count, BLOCK)]
+  # A cluster's blocks together: who has read it goes on with it.
+  return sorted(found, key=lambda block: (every.index(block.cluster), block.task, block.first))
+
+
+def write_block(settings: Settings, block: Block) -> None:
+  corpus, length = load(settings, block.cluster), counter(settings.tokenizer)
+  lines = []
+  for number in range(block.first, block.first + block.count):
+    example, dropped = sample(corpus, Order(block.task, number, settings.seed, settings.targets), length)
+    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
+  write_text(block.part(settings), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+@lru_cache(maxsize=2)
+def load(settings: Settings, cluster: Cluster) -> Corpus:
+  counted = iter(json.loads(cluster.part(settings).read_text())["tokens"])
+  return corpora.make(*_called(cluster), list(documents(settings, cluster)), lambda texts: next(counted))
+
+
+def _called(cluster: Cluster) -> tuple[str, str, str]:
+  return cluster.split, cluster.domain, f"{cluster.number:04d}"
+
+
+@lru_cache(maxsize=1)
+def counter(path: str) -> Callable[[str], int]:
+  """Counts a text's tokens."""
+  encode = tokenizer.load(path).encode
+  return lambda text: len(encode(text))
+
+
+def write_text(path: Path, text: str) -> None:
+  _publish(path, lambda partial: partial.write_text(text))
+
+
+def _publish(path: Path, write: Callable[[Path], Any]) -> None:
+  """All of the file or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f".writing-{path.name}")
+  write(partial)
+  partial.replace(path)

@@ -1,0 +1,17 @@
+"""From a folder of documents to verified long-context training data, without a language model.
+
+  python experiments/collect_documents.py --out=documents
+  python experiments/run.py --config=synthesize.py --config.documents=documents
+
+Folders of text, Markdown, HTML, PDF, source code, JSONL, Parquet or Hugging Face data sets on disk. Writes
+runs/synthesize/data/{train,validation,test}, which the learner reads: --config.data.folder=runs/synthesize/data.
+"""
+
+from base import get_config as base
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = base()
+  c.documents = "documents"
+  return c

@@ -1,0 +1,162 @@
+"""Documents to verified training data: reads, deals, surveys, writes samples, and joins them to data sets by split.
+
+The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam. The same call
+again goes on where it stopped.
+"""
+
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from qwenlong_jax.data import loading
+from qwenlong_jax.data.synthesis import steps
+from qwenlong_jax.data.synthesis.steps import Settings
+from qwenlong_jax.types import TASKS, Example, Span
+
+RUNNERS = ("local", "beam")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+  """Makes the data sets `workdir/data/{train,validation,test}` of `config.documents`, and says what became of them.
+
+  Raises:
+    FileNotFoundError: a folder of documents is not there.
+    ValueError: a setting that cannot be used, or documents that bear no sample.
+  """
+  settings = settings_of(config, workdir)
+  run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
+  chunks = steps.chunks(settings)
+  if not chunks:
+    raise ValueError(f"no files in {', '.join(settings.documents)}; config.documents names folders of documents")
+  run_all("reading", steps.read_chunk, settings, chunks)
+  steps.gather(settings, (chunk.part(settings) for chunk in chunks))
+  counts = json.loads((settings.parts("clusters") / "counts.json").read_text())
+  if not counts["documents"]:
+    raise ValueError(f"none of the files in {', '.join(settings.documents)} is a document: {_refused(settings)}")
+  print(f"{counts['documents']:,} documents, {counts['bytes'] / 1e6:,.1f} MB; left out: {_refused(settings)}", flush=True)
+  if not config.tokenizer.path:
+    steps.learn_tokenizer(settings)
+  clusters = steps.clusters(settings)
+  run_all("surveying", steps.survey, settings, clusters)
+  blocks = steps.blocks(settings)
+  run_all("writing", steps.write_block, settings, blocks)
+  summary = join(settings, blocks)
+  print(json.dumps(summary, indent=2), flush=True)
+
+
+def settings_of(config: ConfigDict, workdir: Path) -> Settings:
+  own = config.synthesis
+  if own.runner not in RUNNERS:
+    raise ValueError(f"synthesis.runner={own.runner!r} is not one of {', '.join(RUNNERS)}")
+  if not own.targets or min(own.targets) < 1000:
+    raise ValueError(f"synthesis.targets={tuple(own.targets)} must be lengths of at least 1,000 tokens")
+  return Settings(
+    folder=str(workdir),
+    documents=tuple(str(Path(path).absolute()) for path in config.documents.split(",")),
+    seed=config.seed,
+    languages=tuple(own.languages),
+    threshold=own.duplicate_threshold,
+    cluster=own.cluster_documents,
+    shares=(("train", own.train_share), ("validation", own.validation_share), ("test", own.test_share)),
+    samples=(("train", own.train), ("validation", own.validation), ("test", own.test)),
+    targets=tuple(own.targets),
+    tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
+    vocab_size=own.vocab_size,
+  )
+
+
+def _by_processes(
+  what: str, step: Callable[[Settings, Any], None], settings: Settings, elements: Sequence[Any], workers: int
+) -> None:
+  """Runs a step on the elements whose parts are not there."""
+  left = [element for element in elements if not element.part(settings).exists()]
+  bar = tqdm(total=len(elements), initial=len(elements) - len(left), desc=what, dynamic_ncols=True)
+  # Spawned: a fork of a process that has threads may hang.
+  spawn = multiprocessing.get_context("spawn")
+  with bar, ProcessPoolExecutor(min(workers or os.cpu_count() or 1, max(len(left), 1)), mp_context=spawn) as pool:
+    for done in as_completed([pool.submit(step, settings, element) for element in left]):
+      done.result()
+      bar.update()
+
+
+def _by_beam(
+  what: str, step: Callable[[Settings, Any], None], settings: Settings, elements: Sequence[Any], workers: int
+) -> None:
+  """Likewise as a Beam pipeline; its runner and options are those of the command line or of Beam's own defaults."""
+  try:
+    import apache_beam as beam
+  except ImportError as error:
+    raise ValueError("synthesis.runner='beam' needs Apache Beam: pip install 'qwenlong_jax[beam]'") from error
+  left = [element for element in elements if not element.part(settings).exists()]
+  print(f"{what}: {len(left)} of {len(elements)} elements by Beam", flush=True)
+  with beam.Pipeline() as pipeline:
+    _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(partial(step, settings))
+
+
+def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, Any]:
+  """The data set of every split out of its parts, no question twice; what became of all samples."""
+  summary: dict[str, Any] = {}
+  for split, wanted in settings.samples:
+    folder = Path(settings.folder) / "data" / split
+    mine = [block for block in blocks if block.cluster.split == split]
+    if not mine:
+      continue
+    if not (folder / loading.MANIFEST).exists():
+      counts: Counter[str] = Counter()
+      examples = list(_distinct(mine, settings, wanted, counts))
+      steps.write_text(folder / "counts.json", json.dumps(dict(sorted(counts.items())), indent=2))
+      loading.write_shards(folder, examples)
+    summary[split] = json.loads((folder / "counts.json").read_text())
+  return summary
+
+
+def _distinct(
+  blocks: Sequence[steps.Block], settings: Settings, wanted: int, counts: Counter[str]
+) -> Iterator[Example]:
+  """Of each task as many as are wanted, in turn from all clusters."""
+  seen: set[tuple[str, str]] = set()
+  for task in TASKS:
+    kept = 0
+    for line in _by_turns([block for block in blocks if block.task == task], settings):
+      counts.update(f"dropped/{reason}" for reason in line["dropped"])
+      if line["example"] is None:
+        counts[f"given_up/{task}"] += 1
+        continue
+      example = Example(**line["example"] | {"evidence": tuple(Span(**span) for span in line["example"]["evidence"])})
+      key = example.question, example.answer
+      if key in seen or kept == wanted:
+        counts[f"{'duplicate' if key in seen else 'surplus'}/{task}"] += 1
+        continue
+      seen.add(key)
+      kept += 1
+      yield example
+    counts[f"kept/{task}"] = kept
+
+
+def _by_turns(blocks: Sequence[steps.Block], settings: Settings) -> Iterator[dict[str, Any]]:
+  """The lines of all parts, one from each cluster at a time."""
+  clusters = {block.cluster: [b for b in blocks if b.cluster == block.cluster] for block in blocks}
+
+  def lines(mine: Sequence[steps.Block]) -> Iterator[dict[str, Any]]:
+    for block in mine:
+      with block.part(settings).open() as file:
+        yield from map(json.loads, file)
+
+  for turn in zip_longest(*(lines(mine) for mine in clusters.values())):
+    yield from (line for line in turn if line is not None)
+
+
+def _refused(settings: Settings) -> str:
+  lines = (settings.parts("clusters") / "refused.jsonl").read_text().split("\n")[:-1]
+  reasons = Counter(json.loads(line)["reason"] for line in lines)
+  return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
