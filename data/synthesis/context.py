@@ -90,7 +90,7 @@ def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int,
   room = target - sum(_cost(corpus, document, found) for document, found in pages.items())
   room -= sum(len(said) // 3 + 8 for said in draft.talk)
   needed = list(pages)
-  if room < target // 2 and len(needed) < 6 or room < 0:
+  if (room < target // 2 and len(needed) < 6) or room < 0:
     return None
   longest = max(target // 8, 300)
   misses = 0
