@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.vocab_size = 512  # of that small BPE
 
   c.data = ConfigDict()
+  c.data.folder = ""  # data sets train, validation and test that synthesis wrote; "": generate short tasks from facts
   c.data.examples = 2000  # generated per task and stage
   c.data.worlds = 1  # training examples are of so many worlds: the real one and others with invented names
   c.data.balanced = True  # the same number of every task in a batch (section 2.2); False: as they come

@@ -102,12 +102,13 @@ def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
   try:
     # Not at the top: importing JAX takes seconds, and a misspelt key shall not wait for it.
     if CONFIG.value.documents:
-      from qwenlong_jax.stages import synthesize as stage
-    elif CONFIG.value.variants:
-      from qwenlong_jax.stages import sweep as stage
+      from qwenlong_jax.stages import synthesize
+
+      synthesize.run(CONFIG.value, workdir)
     else:
-      from qwenlong_jax.stages import recipe as stage
-    stage.run(CONFIG.value, workdir)
+      from qwenlong_jax.stages import recipe, sweep
+
+      (sweep if CONFIG.value.variants else recipe).run(CONFIG.value, workdir)
   except KeyboardInterrupt:
     print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130

@@ -1,7 +1,8 @@
 """A long context made of excerpts: what a question needs, near and far distractors around it, up to a target length.
 
 A page is an excerpt of one document: a line `=== name ===`, then sections in their order, `[...]` where some are left
-out, and again the heading that one behind a gap belongs to. Pages with evidence are spread over the context at equal distances, from an offset that runs over all depths.
+out, and again the heading that one behind a gap belongs to. Pages with evidence are spread over the context at equal
+distances, from an offset that runs over all depths.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from qwenlong_jax.data.synthesis.corpus import Corpus, Place
 GAP = "\n[...]\n\n"
 _GOLDEN = 0.6180339887498949
 _MISSES = 40
+_SHORTEST = 450  # tokens that a page may always have: a section
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Draft:
 
 @dataclass(frozen=True)
 class Context:
-  """`pages`: (document, its sections) in their order; `starts`: where in `text` each page's sections begin; `talk`: where
-  what is said between them stands."""
+  """`pages`: (document, its sections) in their order; `starts`: where in `text` each page's sections begin; `talk`:
+  where what is said between the pages stands."""
 
   corpus: Corpus
   pages: tuple[tuple[int, tuple[int, ...]], ...]
@@ -83,7 +85,7 @@ class Context:
 
 
 def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int, number: int) -> Context | None:
-  """A context of at most `target` tokens by the sections' counts; None if what is needed does not fit into half of it."""
+  """A context of at most `target` tokens by the sections' counts; None if what is needed leaves too little room."""
   pages: dict[int, set[int]] = {}
   for document, start, end in [*draft.evidence, *draft.scopes]:
     pages.setdefault(document, set()).update(corpus.covering(document, start, end))
@@ -92,7 +94,7 @@ def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int,
   needed = list(pages)
   if (room < target // 2 and len(needed) < 6) or room < 0:
     return None
-  longest = max(target // 8, 300)
+  longest = max(target // 10, _SHORTEST)
   misses = 0
   for place in _distractors(corpus, rng, draft):
     if place.document in pages:

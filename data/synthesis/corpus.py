@@ -29,7 +29,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Corpus:
-  """`name` tells corpora of a split and domain apart; `names` are unique titles; `tokens` counts each section's, as lists by document like `sections`."""
+  """`name` tells corpora of a split and domain apart, `names` are unique titles. `sections` of each document, and their
+  lengths in `tokens`; `entities` with their documents."""
 
   split: str
   domain: str
@@ -68,7 +69,7 @@ class Corpus:
 
   @cached_property
   def words(self) -> dict[str, np.ndarray]:
-    """Lower-case word of five letters or more -> the documents [..] that hold it; words of one document are left out."""
+    """Lower-case word of five letters or more -> the documents that hold it; words of one document are left out."""
     found: dict[str, list[int]] = defaultdict(list)
     for number, document in enumerate(self.documents):
       for word in set(_WORD.findall(document.text.lower())):
@@ -101,7 +102,9 @@ def called(entity: Entity) -> str:
   return entity.name.removeprefix("class ") if entity.noun == "class" else entity.name.casefold()
 
 
-def make(split: str, domain: str, name: str, documents: Sequence[Document], count: Callable[[list[str]], list[int]]) -> Corpus:
+def make(
+  split: str, domain: str, name: str, documents: Sequence[Document], count: Callable[[list[str]], list[int]]
+) -> Corpus:
   """`count` gives the lengths of texts in tokens."""
   cut = tuple(tuple(sections(document)) for document in documents)
   return Corpus(

@@ -47,8 +47,7 @@ _TEMPLATES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
       "%",
     ),
     (
-      "how much is the mean of {x} of those whose {y} is above {t}, minus its mean of those whose {y} is not (it may be "
-      "negative)",
+      "how much is the mean of {x} of those whose {y} is above {t}, minus its mean of the others (it may be negative)",
       "SELECT (SELECT avg(x) FROM facts WHERE y > {t}) - (SELECT avg(x) FROM facts WHERE y <= {t})",
       2,
       "x",
@@ -120,7 +119,7 @@ def grouping(graph: Graph) -> list[str]:
     if graph.known(attribute):
       facts = [graph.entity(n).facts[attribute] for n in graph.corpus.holders[attribute]]
       values = [fact.value for fact in facts]
-      plain = all(fact.number is None and len(fact.value) < 40 and not re.search(r"[\d'\"\\{}]", fact.value) for fact in facts)
+      plain = all(len(value) < 40 and not re.search(r"[\d'\"\\{}]", value) for value in values)
       if plain and 3 <= len(set(values)) <= len(values) / 3:
         found.append(attribute)
   return sorted(found)
@@ -137,7 +136,8 @@ def _rows(rng: np.random.Generator, graph: Graph, columns: dict[str, str], targe
     for c, unit in units.items()
   )
   candidates = [n for n in sorted(able) if fits(n)]
-  room, chosen, used = 0.75 * target, [], set()
+  room, used = 0.75 * target, set[int]()
+  chosen: list[int] = []
   for n in (candidates[i] for i in rng.permutation(len(candidates))):
     document = graph.document(n)
     needed = {s for a in columns.values() for s in graph.corpus.covering(*graph.evidence(n, a))}
@@ -172,7 +172,7 @@ def _draft(
   if asked is None:
     return None
   others = {n for attribute in columns.values() for n in corpus.holders[attribute]} - set(rows)
-  said = {}
+  said: dict[int, list[int]] = {}
   for n in others:
     said.setdefault(graph.document(n), []).extend(
       s for a in columns.values() if a in graph.entity(n).facts for s in corpus.covering(*graph.evidence(n, a))
@@ -210,13 +210,13 @@ def _fill(
   xs = sorted({row[1] for row in table})
   if len(xs) < len(table) or abs(xs[-1]) > 1e15:
     return None
-  holes = {"k": 2 + int(rng.random() * (len(table) - 3)), "t": 0.0, "v": ""}
+  holes: dict[str, Any] = {"k": 2 + int(rng.random() * (len(table) - 3)), "t": 0.0, "v": ""}
   if "y" in columns:
     ys = sorted({row[2] for row in table})
     if len(ys) < ROWS:
       return None
-    holes["t"] = _between(ys[len(ys) // 3 : len(ys) - len(ys) // 3 + 1])
-    if holes["t"] is None or sum(row[2] > holes["t"] for row in table) < 2 or sum(row[2] < holes["t"] for row in table) < 2:
+    middle = holes["t"] = _between(ys[len(ys) // 3 : len(ys) - len(ys) // 3 + 1])
+    if middle is None or min(sum(row[2] > middle for row in table), sum(row[2] < middle for row in table)) < 2:
       return None
   if "{v}" in question:
     several = sorted({row[3] for row in table if 2 <= sum(other[3] == row[3] for other in table) < len(table)})
@@ -226,9 +226,8 @@ def _fill(
   decimals = min(decimals, 0) if decimals > 0 and max(map(abs, xs)) >= 1000 and of == "x" else decimals
   sql = sql.format(**{**holes, "t": repr(holes["t"])})
   value = _execute(sql, table)
-  y_unit = "" if "y" not in columns else columns["y"]
   names = {letter: f'"{attribute}"' for letter, attribute in columns.items()}
-  text = question.format(**names, k=holes["k"], v=holes["v"], t=number_text(holes["t"], "") if y_unit else "")
+  text = question.format(**names, k=holes["k"], v=holes["v"], t=number_text(holes["t"], ""))
   listed = " and a ".join(f'"{attribute}"' for attribute in columns.values())
   opening = f"Consider all documents above that state a {listed}: "
   if decimals < 0:

@@ -1,8 +1,8 @@
 """Dialogue memory: what was said how often in long dialogues, and what was agreed, changed and taken back in them.
 
-Two kinds. `needle`: the n-th of several speeches of one person in real dialogues (plays, transcripts, chats), to be given
-word for word (dense reward). `agreement`: a conversation in which figures are agreed upon, changed and restored, turn by
-turn, between real passages that the speakers read to each other.
+Two kinds. `needle`: the n-th of several speeches of one person in real dialogues (plays, transcripts, chats), to be
+given word for word (dense reward). `agreement`: a conversation in which figures are agreed upon, changed and restored,
+turn by turn, between passages of documents.
 """
 
 import re
@@ -24,7 +24,7 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 
 
 def turns(text: str) -> list[tuple[str, int, int]]:
-  """(speaker, start, end) of every speech: after a line `NAME.` or behind `Name: `, up to the next empty line or label."""
+  """(speaker, start, end) of every speech: after a line `NAME.` or behind `Name: `, to the next empty line or label."""
   labels = list(_LABEL.finditer(text))
   found = []
   for label, after in zip(labels, [*(label.start() for label in labels[1:]), len(text)]):
@@ -64,14 +64,15 @@ def _needle(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
     return None
   title = corpus.names[document]
   question = (
-    f'In the excerpt "{title}", take the speeches of {name} in their order. Give the {_ORDINALS[place]} of them word for '
-    "word, without the name and without anything else."
+    f'In the excerpt "{title}", take the speeches of {name} in their order. Give the {_ORDINALS[place]} of them word '
+    "for word, without the name and without anything else."
   )
   program = {"kind": "needle", "title": title, "speaker": name, "number": place}
 
   def ask(context: Context) -> Asked | None:
     page = context.page(document)
-    seen = [context.page_text(page)[s:e] for who, s, e in turns(context.page_text(page)) if who == name] if page is not None else []
+    excerpt = "" if page is None else context.page_text(page)
+    seen = [excerpt[start:end] for who, start, end in turns(excerpt) if who == name]
     return Asked(question, speeches[place], tuple(dict.fromkeys(speeches)), program) if seen == speeches else None
 
   return Draft("needle", [(document, *said[place])], ask, question, scopes=[(document, run[0].start, run[-1].end)])

@@ -42,7 +42,7 @@ def sample(corpus: Corpus, order: Order, length: Callable[[str], int]) -> tuple[
     rng = np.random.default_rng([order.seed, TASKS.index(order.task), _number(corpus), order.number, draw])
     kind = _kind(corpus, order, draw)
     target = _target(rng, order)
-    draft = make(rng, corpus, order.task, kind, target)
+    draft = make(rng, corpus, order.task, kind, target, order.number)
     found = "no_draft" if draft is None else _example(corpus, rng, order, draft, target, length)
     if isinstance(found, Example):
       return found, dropped
@@ -64,12 +64,15 @@ def _target(rng: np.random.Generator, order: Order) -> int:
   return int(order.targets[order.number % len(order.targets)] * (0.75 + 0.25 * rng.random()))
 
 
-def make(rng: np.random.Generator, corpus: Corpus, task: str, kind: str, target: int) -> Draft | None:
+def make(
+  rng: np.random.Generator, corpus: Corpus, task: str, kind: str, target: int, number: int
+) -> Draft | None:
+  """A draft of the task's kind; `number` is the sample's."""
   match task:
     case "multiple_choice":
-      return multiple_choice.draft(rng, corpus, kind, target)
+      return multiple_choice.draft(rng, corpus, kind, target, number)
     case "multi_hop":
-      return knowledge_graph.draft(rng, corpus, kind)
+      return knowledge_graph.draft(rng, corpus, kind, number)
     case "reading_comprehension":
       return reading.draft(rng, corpus, kind)
     case "dialogue_memory":
@@ -116,8 +119,9 @@ def _evidence(corpus: Corpus, draft: Draft, context: Context) -> tuple[tuple[Spa
     where = context.find(document, start, end)
     if where is None:
       return None
-    spans.append(Span(corpus.documents[document].id, *where))
-    sources.append({"id": corpus.documents[document].id, "start": start, "end": end, **asdict(corpus.documents[document].source)})
+    found = corpus.documents[document]
+    spans.append(Span(found.id, *where))
+    sources.append({"id": found.id, "characters": [start, end], **asdict(found.source)})
   spans += [Span(CONVERSATION, *context.talk[n]) for n in draft.heard]
   return tuple(spans), sources
 
@@ -146,7 +150,7 @@ def capable(corpus: Corpus, task: str, targets: Sequence[int], tries: int = 12) 
   for number in range(tries):
     order = Order(task, number, 0, tuple(targets))
     rng = np.random.default_rng([number, TASKS.index(task)])
-    draft = make(rng, corpus, task, _kind(corpus, order, 0), min(targets))
+    draft = make(rng, corpus, task, _kind(corpus, order, 0), min(targets), number)
     if draft is not None and compose(corpus, rng, draft, min(targets), number) is not None:
       return True
   return False

@@ -4,6 +4,7 @@ An entity is never named: it is described by facts, made vague (a range, a decad
 the whole graph to denote exactly that one. Four kinds: multi-fact, temporal, causal, hypothetical.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from qwenlong_jax.data.synthesis.outline import Entity, Fact
 KINDS = ("multi_fact", "temporal", "causal", "hypothetical")
 HOLDERS = 6  # entities that must have an attribute before it is asked about
 _DRAWS = 30
+_EMPTY = ("none", "yes", "no", "na", "0")
 _BRACKETS = re.compile(r"\([^()]*\)")
 _YEAR = re.compile(r"\b(1[0-9]{3}|20[0-9]{2})\b")
 
@@ -51,9 +53,6 @@ class Constraint:
       return f'"{self.attribute}" falls in the years {self.values[0]} to {self.values[1] - 1}'
     return f'"{self.attribute}" {"is" if self.test == "is" else "begins with the words"} "{self.values[0]}"'
 
-  def as_json(self) -> list[Any]:
-    return [self.attribute, self.test, list(self.values), self.unit]
-
 
 def year(fact: Fact) -> int | None:
   """The one year that a short value holds outside of brackets; None for a quantity."""
@@ -71,12 +70,21 @@ def shown(fact: Fact) -> str:
   return re.sub(r"\s*\([^()]*\)\s*$", "", fact.value).strip().rstrip(".")
 
 
-def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
+def draft(rng: np.random.Generator, corpus: Corpus, kind: str, number: int) -> Draft | None:
+  """A question of a kind; those of successive numbers start from different links."""
   graph = Graph.of(corpus)
   if not graph.common:
     return None
-  make = {"multi_fact": _hop, "causal": _inverse_hop, "temporal": _years, "hypothetical": _suppose}[kind]
-  return make(rng, graph)
+  match kind:
+    case "multi_fact":
+      return _hop(rng, graph, number // len(KINDS))
+    case "causal":
+      return _inverse_hop(rng, graph, number // len(KINDS))
+    case "temporal":
+      return _years(rng, graph)
+    case "hypothetical":
+      return _suppose(rng, graph)
+  raise ValueError(f"{kind=} is none of {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ def _build(corpus: Corpus) -> Graph:
       numeric.append(attribute)
     elif sum(year(fact) is not None for fact in facts) > 0.6 * len(facts):
       dated.append(attribute)
+  links.sort(key=lambda link: hash_of(corpus.entities[link[0]][1].name, link[1]))
   common = [n for n, (_, entity) in enumerate(corpus.entities) if len(known & entity.facts.keys()) > 1]
   return Graph(corpus, tuple(common), tuple(links), tuple(numeric), tuple(dated))
 
@@ -174,13 +183,17 @@ def vague(rng: np.random.Generator, fact: Fact) -> Constraint | None:
   return Constraint(fact.attribute, "begins", (words[0],)) if words else None
 
 
+def as_json(constraints: Sequence[Constraint]) -> list[list[Any]]:
+  return [[c.attribute, c.test, list(c.values), c.unit] for c in constraints]
+
+
 def said(constraints: Sequence[Constraint], noun: str) -> str:
   return f"the {noun} whose " + " and whose ".join(constraint.phrase() for constraint in constraints)
 
 
 def answerable(fact: Fact) -> bool:
   text = shown(fact)
-  return 0 < len(text) <= 60 and len(text.split()) <= 8 and '"' not in text and text.lower() not in ("none", "yes", "no", "na", "0")
+  return 0 < len(text) <= 60 and len(text.split()) <= 8 and '"' not in text and text.lower() not in _EMPTY
 
 
 def _answers(graph: Graph, number: int, avoid: Sequence[str]) -> list[str]:
@@ -188,12 +201,12 @@ def _answers(graph: Graph, number: int, avoid: Sequence[str]) -> list[str]:
   return [a for a, fact in facts.items() if graph.known(a) and a not in avoid and answerable(fact)]
 
 
-def _hop(rng: np.random.Generator, graph: Graph) -> Draft | None:
+def _hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | None:
   """Described entity -> the one that a fact of it names -> a fact of that."""
   if not graph.links:
     return None
-  for _ in range(_DRAWS):
-    start, link, end = _pick(rng, graph.links)
+  for draw in range(_DRAWS):
+    start, link, end = _pick(rng, graph.links) if draw else graph.links[turn % len(graph.links)]
     constraints = describe(rng, graph, start, avoid=(link,))
     attributes = _answers(graph, end, avoid=(link,))
     if constraints and attributes:
@@ -202,12 +215,12 @@ def _hop(rng: np.random.Generator, graph: Graph) -> Draft | None:
         f'Find {said(constraints, noun)}. Its "{link}" names another {noun} of the text above '
         f'(the first one that stands there). What is the "{attribute}" of that other {noun}?'
       )
-      program = {"kind": "hop", "noun": noun, "start": [c.as_json() for c in constraints], "link": link, "answer": attribute}
+      program = {"kind": "hop", "noun": noun, "start": as_json(constraints), "link": link, "answer": attribute}
       return _path(graph, "multi_fact", question, [(start, constraints), (start, link), (end, attribute)], program)
   return None
 
 
-def _inverse_hop(rng: np.random.Generator, graph: Graph) -> Draft | None:
+def _inverse_hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | None:
   """Described entity -> the only one that names it -> a fact of that."""
   if not graph.links:
     return None
@@ -215,17 +228,17 @@ def _inverse_hop(rng: np.random.Generator, graph: Graph) -> Draft | None:
   for start, link, end in graph.links:
     naming.setdefault((link, end), []).append(start)
   only = [(starts[0], link, end) for (link, end), starts in naming.items() if len(starts) == 1]
-  for _ in range(_DRAWS if only else 0):
-    start, link, end = _pick(rng, only)
+  for draw in range(_DRAWS if only else 0):
+    start, link, end = _pick(rng, only) if draw else only[turn % len(only)]
     constraints = describe(rng, graph, end, avoid=(link,))
     attributes = _answers(graph, start, avoid=(link,))
     if constraints and attributes:
       noun, attribute = graph.entity(start).noun, _pick(rng, attributes)
       question = (
-        f"Suppose that {said(constraints, noun)} no longer existed. Exactly one other {noun} of the text above would be "
-        f'affected because its "{link}" names it first. What is the "{attribute}" of that other {noun}?'
+        f"Suppose that {said(constraints, noun)} no longer existed. Exactly one other {noun} of the text above would "
+        f'be affected because its "{link}" names it first. What is the "{attribute}" of that other {noun}?'
       )
-      program = {"kind": "inverse", "noun": noun, "start": [c.as_json() for c in constraints], "link": link, "answer": attribute}
+      program = {"kind": "inverse", "noun": noun, "start": as_json(constraints), "link": link, "answer": attribute}
       return _path(graph, "causal", question, [(end, constraints), (start, link), (start, attribute)], program)
   return None
 
@@ -272,12 +285,12 @@ def decoys(graph: Graph, attributes: Sequence[str], taken: set[int], each: int =
 
 
 def hash_of(*values: Any) -> int:
-  import hashlib
-
   return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big")
 
 
-def _two(rng: np.random.Generator, graph: Graph, attribute: str, number: bool) -> list[tuple[int, list[Constraint]]] | None:
+def _two(
+  rng: np.random.Generator, graph: Graph, attribute: str, number: bool
+) -> list[tuple[int, list[Constraint]]] | None:
   """Two described entities of different documents that have the attribute."""
   holders = graph.corpus.holders[attribute]
   found: list[tuple[int, list[Constraint]]] = []
@@ -352,16 +365,19 @@ def rounded(value: float, decimals: int, unit: str = "") -> str:
   return f"{sign}${digits}" if unit == "$" else f"{text}%" if unit == "%" else f"{text} {unit}".strip()
 
 
-def _pair(graph: Graph, kind: str, question: str, attribute: str, two: Any, answer: str, program: dict[str, Any]) -> Draft:
+def _pair(
+  graph: Graph, kind: str, question: str, attribute: str, two: Any, answer: str, program: dict[str, Any]
+) -> Draft:
   evidence = [
     graph.evidence(n, a) for n, constraints in two for a in [*(c.attribute for c in constraints), attribute]
   ]
-  program |= {"noun": graph.entity(two[0][0]).noun, "attribute": attribute, "of": [[c.as_json() for c in constraints] for _, constraints in two]}
+  noun = graph.entity(two[0][0]).noun
+  program |= {"noun": noun, "attribute": attribute, "of": [as_json(constraints) for _, constraints in two]}
   values = [graph.entity(n).facts[attribute].value for n, _ in two]
 
   def ask(context: Context) -> Asked | None:
-    return Asked(question, answer, (answer, *dict.fromkeys(shown(f) for _, f in places(context, attribute))), program,
-                 f'"{attribute}": {values[0]}; {values[1]}')
+    stated = dict.fromkeys(shown(fact) for _, fact in places(context, attribute))
+    return Asked(question, answer, (answer, *stated), program, f'"{attribute}": {values[0]}; {values[1]}')
 
   return Draft(
     kind=kind,

@@ -12,11 +12,13 @@ KINDS = ("multi_fact", "causal", "ranking", "both")
 LETTERS = "ABCD"
 
 
-def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int) -> Draft | None:
+def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int, number: int) -> Draft | None:
   if kind == "ranking":
     found = corpus_tables.draft(rng, corpus, kind, target)
+  elif kind == "both":
+    found = reading.draft(rng, corpus, kind)
   else:
-    found = (reading if kind == "both" else knowledge_graph).draft(rng, corpus, kind)
+    found = knowledge_graph.draft(rng, corpus, kind, number)
   if found is None:
     return None
   ask, order = found.ask, rng.random(64)

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from qwenlong_jax.data.documents import Document
 
 LONGEST_CLASS = 6000
-LONGEST = 2400  # characters of a section: some 600 tokens of English
+LONGEST = 1600  # characters of a section: some 400 tokens of English
 
 _HEADING = re.compile(r"(#{1,6}) +(.+?)[ #]*$")
 _FIELD = re.compile(r"(?:[-*] )?(?P<key>[^\W\d_][^:\n]{0,70}?): (?P<value>\S.{0,300}?)\s*$")
 _BLOCK = re.compile(r"\n\s*\n(?=\S)")
 _NUMBER = re.compile(
   r"(?P<currency>\$)?(?P<digits>-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?)"
-  r"(?: (?P<scale>thousand|million|billion|trillion))?(?P<unit>%(?: of [A-Za-z][A-Za-z -]{0,30}?)?| [A-Za-z][A-Za-z/%. ]{0,30}?)?(?= ?[(;,]|$)"
+  r"(?: (?P<scale>thousand|million|billion|trillion))?"
+  r"(?P<unit>%(?: of [A-Za-z][A-Za-z -]{0,30}?)?| [A-Za-z][A-Za-z/%. ]{0,30}?)?(?= ?[(;]|, |$)"
 )
 _DEF = re.compile(r"^ +(?:async )?def ", re.MULTILINE)
 _SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -50,7 +51,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-  """`noun` says what it is; of each attribute it has one fact. Who is to judge it must see characters `scope`, if any."""
+  """`noun` says what it is; of each attribute it has one fact. Who judges it must see characters `scope`, if any."""
 
   name: str
   noun: str
@@ -59,8 +60,10 @@ class Entity:
 
 
 def sections(document: Document, longest: int = LONGEST) -> list[Section]:
-  """The text in pieces of at most `longest` characters, cut at headings, else at empty lines, else at line ends, else at
-  sentences. Together they are the whole text."""
+  """The text in pieces of at most `longest` characters, cut at headings, else at empty lines, line ends, sentences.
+
+  Together they are the whole text.
+  """
   text, found = document.text, list[Section]()
   start = 0
   for end in _blocks(text):

@@ -14,72 +14,79 @@ from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
 
 KINDS = ("opening", "count", "both")
+COUNTS = range(2, 7)  # documents that hold one word and not the other
 _DRAWS = 60
 _OPENING = 6  # words
 
 
 def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
   words = _words(corpus)
-  if not words:
-    return None
-  for _ in range(_DRAWS):
-    one, other = (_pick(rng, words) for _ in range(2))
-    first, second = set(corpus.words[one]), set(corpus.words[other])
-    both, only_first, only_second = first & second, first - second, second - first
-    if one == other or not both or len(only_first) < 3 or len(only_second) < 3:
+  counts = [COUNTS[int(rng.random() * len(COUNTS))], 2] if kind == "count" else [3, 3]
+  for _ in range(_DRAWS if len(words) > 1 else 0):
+    pair = _pick(rng, words), _pick(rng, words)
+    first, second = (set(corpus.words[word]) for word in pair)
+    both, alone = first & second, [first - second, second - first]
+    if pair[0] == pair[1] or not both or any(len(alone[n]) < counts[n] for n in range(2)):
       continue
     document = _pick(rng, sorted(both))
-    at = [_find(corpus, document, word) for word in (one, other)]
-    if None in at or at[0] == at[1]:
-      continue
-    decoys = [Place(d, _find(corpus, d, word)) for d, word in _mixed(rng, only_first, only_second, one, other)]
-    return _draft(corpus, kind, document, (one, other), at, decoys)
+    at = [_find(corpus, document, word) for word in pair]
+    decoys = {d: word for n, word in enumerate(pair) for d in _some(rng, sorted(alone[n]), counts[n])}
+    if None not in at and at[0] != at[1]:
+      return _draft(rng, corpus, kind, document, pair, at, decoys)
   return None
 
 
 def _words(corpus: Corpus) -> list[str]:
   """Words of a few documents each."""
-  most = max(8, len(corpus.documents) // 8)
-  return [word for word, where in corpus.words.items() if 4 <= len(where) <= most and len(word) > 6]
+  most = max(2 * COUNTS[-1], len(corpus.documents) // 8)
+  return [word for word, where in corpus.words.items() if COUNTS[0] < len(where) <= most and len(word) > 6]
 
 
-def _find(corpus: Corpus, document: int, word: str) -> Any:
+def _find(corpus: Corpus, document: int, word: str) -> int | None:
   """The first section of a document that holds the word."""
-  pattern = _pattern(word)
-  for number, section in enumerate(corpus.sections[document]):
-    if pattern.search(corpus.documents[document].text, section.start, section.end):
-      return number
-  return None
+  text = corpus.documents[document].text
+  return next((n for n, s in enumerate(corpus.sections[document]) if _holds(text[s.start : s.end], word)), None)
 
 
-def _pattern(word: str) -> re.Pattern[str]:
-  return re.compile(rf"(?<![^\W\d_]){word}(?![^\W\d_])", re.IGNORECASE)
+def _holds(text: str, word: str) -> re.Match[str] | None:
+  """Where a text holds a word, in capitals or not."""
+  return re.search(rf"(?<![^\W\d_]){word}(?![^\W\d_])", text, re.IGNORECASE)
 
 
-def _mixed(rng: np.random.Generator, first: set[int], second: set[int], one: str, other: str) -> list[tuple[int, str]]:
-  found = []
-  count = 3 + int(rng.random() * 3)
-  for where, word in ((sorted(first), one), (sorted(second), other)):
-    found += [(where[n], word) for n in rng.permutation(len(where))[:count]]
-  return [found[n] for n in rng.permutation(len(found))]
+def _some(rng: np.random.Generator, items: list[int], count: int) -> list[int]:
+  return [items[n] for n in rng.permutation(len(items))[:count]]
 
 
 def _draft(
-  corpus: Corpus, kind: str, document: int, words: tuple[str, str], at: Sequence[int], decoys: list[Place]
+  rng: np.random.Generator,
+  corpus: Corpus,
+  kind: str,
+  document: int,
+  words: tuple[str, str],
+  at: Sequence[int | None],
+  decoys: dict[int, str],
 ) -> Draft:
+  """`decoys` are to hold one of the words each; no page beside them and the one with both holds any."""
   evidence = []
   for word, number in zip(words, at):
-    section = corpus.sections[document][number]
-    match = _pattern(word).search(corpus.documents[document].text, section.start, section.end)
+    section = corpus.sections[document][number or 0]
+    match = _holds(corpus.documents[document].text[section.start : section.end], word)
     assert match is not None
-    evidence.append((document, match.start(), match.end()))
+    evidence.append((document, section.start + match.start(), section.start + match.end()))
+
+  def accept(other: int, found: list[int]) -> bool:
+    text = "\n".join(corpus.text(Place(other, section)) for section in found)
+    return [bool(_holds(text, word)) for word in words] == [decoys.get(other) == word for word in words]
 
   def ask(context: Context) -> Asked | None:
     pages = [context.page_text(n) for n in range(len(context.pages))]
-    holds = [[bool(_pattern(word).search(page)) for page in pages] for word in words]
-    return _asked(context, kind, words, pages, holds)
+    holds = [[bool(_holds(page, word)) for page in pages] for word in words]
+    wanted = [sum(word == other for other in decoys.values()) for word in words]
+    return _asked(context, kind, words, pages, holds) if [sum(h) - 1 for h in holds] == wanted else None
 
-  return Draft(kind=kind, evidence=evidence, ask=ask, query=" ".join(words), decoys=[d for d in decoys if d.section is not None])
+  order = _some(rng, sorted(decoys), len(decoys))
+  places = [Place(d, place) for d in order if (place := _find(corpus, d, decoys[d])) is not None]
+  return Draft(kind=kind, evidence=evidence, ask=ask, query=" ".join(words), decoys=places, accept=accept)
 
 
 def _asked(
@@ -87,38 +94,33 @@ def _asked(
 ) -> Asked | None:
   one, other = words
   both = [n for n in range(len(pages)) if holds[0][n] and holds[1][n]]
-  single = [sum(holds[0]) - len(both), sum(holds[1]) - len(both)]
-  if len(both) != 1 or min(single) < 2:
+  if len(both) != 1:
     return None
   program = {"kind": kind, "words": list(words)}
+  both_words = f'Exactly one of the excerpts above contains both the word "{one}" and the word "{other}".'
   names = [context.corpus.names[document] for document, _ in context.pages]
   if kind == "opening":
     openings = [opening(page) for page in pages]
     if len(set(openings)) < len(openings) or not all(openings):
       return None
     question = (
-      f'Exactly one of the excerpts above contains both the word "{one}" and the word "{other}". With which '
-      f"{_OPENING} words does that excerpt begin, its title not counted?"
+      f"{both_words} With which {_OPENING} words does that excerpt begin, its title not counted and all marks left out?"
     )
     return Asked(question, openings[both[0]], tuple(openings), program, f"The excerpt is {names[both[0]]}.")
   if kind == "count":
-    count = single[0]
+    count = sum(holds[0]) - 1
     question = f'How many of the excerpts above contain the word "{one}" but not the word "{other}"?'
-    candidates = tuple(str(n) for n in range(2, 9))
-    return Asked(question, str(count), candidates, program) if str(count) in candidates else None
+    return Asked(question, str(count), tuple(map(str, COUNTS)), program)
   following = both[0] + 1
   if following == len(pages):
     return None
-  question = (
-    f'Exactly one of the excerpts above contains both the word "{one}" and the word "{other}". What is the title of the '
-    "excerpt that follows it?"
-  )
+  question = f"{both_words} What is the title of the excerpt that follows it?"
   return Asked(question, names[following], tuple(names), program, f"The excerpt is {names[both[0]]}.")
 
 
 def opening(page: str) -> str:
-  """Its first words, marks before and after them left out."""
-  return " ".join(re.findall(r"[^\s=\[\]]*\w[^\s=\[\]]*", page)[:_OPENING]).strip(".,;:!?\"'()#*-")
+  """Its first words, of letters, digits and underscores."""
+  return " ".join(re.findall(r"\w+", page)[:_OPENING])
 
 
 def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:

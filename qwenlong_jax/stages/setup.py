@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -118,26 +119,49 @@ def train_tokenizer(workdir: Path, vocab_size: int) -> None:
 
 
 def data_folder(shop: Workshop, split: str, prompt_tokens: int, count: int) -> Path:
-  """The shards of `count` examples per task with prompts of up to `prompt_tokens`, generated once.
+  """The shards of `count` examples per task with prompts of up to `prompt_tokens`, made once.
 
-  Only training sees worlds other than the real one.
+  Those of `data.folder` that are short enough, or generated ones. Only training sees worlds other than the real one.
   """
-  worlds = shop.config.data.worlds if split == "train" else 1
-  folder = shop.workdir / "data" / f"{split}-{prompt_tokens}-{count}-{worlds}"
+  settings = shop.config.data
+  worlds = settings.worlds if split == "train" else 1
+  made_of = Path(settings.folder).name if settings.folder else worlds
+  folder = shop.workdir / "data" / f"{split}-{prompt_tokens}-{count}-{made_of}"
 
-  def generate() -> None:
-    if folder.exists():
+  def make() -> None:
+    if (folder / loading.MANIFEST).exists():
       return
     length = partial(token_count, shop.tokenizer)
-    examples = [
-      example
-      for task in TASKS
-      for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed, worlds)
-    ]
-    loading.write_shards(folder, examples, shop.config.data.shards)
+    if settings.folder:
+      examples = short_enough(Path(settings.folder) / split, prompt_tokens, count, length)
+    else:
+      examples = [
+        example
+        for task in TASKS
+        for example in tasks.generate(task, split, count, prompt_tokens, length, shop.config.seed, worlds)
+      ]
+    loading.write_shards(folder, examples, settings.shards)
 
-  hosts.first(generate)
+  hosts.first(make)
   return folder
+
+
+def short_enough(folder: Path, prompt_tokens: int, count: int, length: Callable[[str], int]) -> list[Example]:
+  """The first `count` examples of each task whose context and question are at most `prompt_tokens` long, in order.
+
+  Raises:
+    ValueError: a task has none.
+  """
+  kept: dict[str, list[Example]] = {task: [] for task in TASKS}
+  for example in loading.read_all(folder):
+    if len(kept[example.task]) < count and length(f"{example.context}\n\n{example.question}") <= prompt_tokens:
+      kept[example.task].append(example)
+  if missing := [task for task in TASKS if not kept[task]]:
+    raise ValueError(
+      f"{folder} holds no {', '.join(missing)} of at most {prompt_tokens} tokens; raise the stage's prompt_tokens, or "
+      "synthesize shorter ones (synthesis.targets)"
+    )
+  return [example for task in TASKS for example in kept[task]]
 
 
 def token_count(text_tokenizer: Tokenizer, text: str) -> int:

@@ -43,7 +43,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
   counts = json.loads((settings.parts("clusters") / "counts.json").read_text())
   if not counts["documents"]:
     raise ValueError(f"none of the files in {', '.join(settings.documents)} is a document: {_refused(settings)}")
-  print(f"{counts['documents']:,} documents, {counts['bytes'] / 1e6:,.1f} MB; left out: {_refused(settings)}", flush=True)
+  megabytes = counts["bytes"] / 1e6
+  print(f"{counts['documents']:,} documents, {megabytes:,.1f} MB; left out: {_refused(settings)}", flush=True)
   if not config.tokenizer.path:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
@@ -81,12 +82,18 @@ def _by_processes(
   """Runs a step on the elements whose parts are not there."""
   left = [element for element in elements if not element.part(settings).exists()]
   bar = tqdm(total=len(elements), initial=len(elements) - len(left), desc=what, dynamic_ncols=True)
-  # Spawned: a fork of a process that has threads may hang.
-  spawn = multiprocessing.get_context("spawn")
-  with bar, ProcessPoolExecutor(min(workers or os.cpu_count() or 1, max(len(left), 1)), mp_context=spawn) as pool:
-    for done in as_completed([pool.submit(step, settings, element) for element in left]):
-      done.result()
-      bar.update()
+  workers = min(workers or os.cpu_count() or 1, len(left))
+  with bar:
+    if workers < 2:
+      for element in left:
+        step(settings, element)
+        bar.update()
+      return
+    # Spawned: a fork of a process that has threads may hang.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+      for done in as_completed([pool.submit(step, settings, element) for element in left]):
+        done.result()
+        bar.update()
 
 
 def _by_beam(

@@ -1,0 +1,218 @@
+"""Samples of every kind, their answers found again by other means than the generators'."""
+
+import re
+import statistics
+
+import numpy as np
+import pytest
+
+from qwenlong_jax.data import verification
+from qwenlong_jax.data.synthesis import generate
+from qwenlong_jax.data.synthesis.context import compose
+from qwenlong_jax.data.synthesis.corpus import Corpus
+from qwenlong_jax.data.synthesis.generate import KINDS, Order
+from qwenlong_jax.types import Example
+
+TARGETS = (3000, 6000)
+
+
+def length(text: str) -> int:
+  return len(text) // 4 + 1
+
+
+def samples(corpus: Corpus, task: str, count: int, seed: int = 0) -> list[Example]:
+  found = [generate.sample(corpus, Order(task, n, seed, TARGETS), length)[0] for n in range(count)]
+  kept = [example for example in found if example is not None]
+  assert len(kept) > count // 2
+  return kept
+
+
+def pages(context: str) -> dict[str, str]:
+  parts = re.split(r"(?m)^=== (.+) ===\n", context)
+  return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def facts(page: str) -> dict[str, str]:
+  """Heading > key -> value, as a reader sees them."""
+  heading, found = "", {}
+  for line in page.split("\n"):
+    if line.startswith("## "):
+      heading = line[3:]
+    elif ": " in line and len(line) < 200:
+      key, value = line.split(": ", 1)
+      found[f"{heading} > {key}"] = value
+  return found
+
+
+def number(value: str) -> float:
+  digits = re.match(r"\$?([\d,.]+)", value)
+  assert digits is not None
+  return float(digits[1].replace(",", "")) * (1e9 if " billion" in value else 1)
+
+
+def holds(constraint: list, stated: dict[str, str]) -> bool:
+  attribute, test, values, _ = constraint
+  if attribute not in stated:
+    return False
+  value = stated[attribute]
+  match test:
+    case "is":
+      return value == values[0]
+    case "begins":
+      return value.startswith(values[0])
+    case "between":
+      return values[0] <= number(value) < values[1]
+    case "year":
+      return values[0] <= int(re.findall(r"\b\d{4}\b", value)[0]) < values[1]
+  raise AssertionError(test)
+
+
+def the_one(constraints: list, stated: dict[str, dict[str, str]]) -> str:
+  """The only page of which all constraints are true."""
+  found = [name for name, page in stated.items() if all(holds(c, page) for c in constraints)]
+  assert len(found) == 1, (constraints, found)
+  return found[0]
+
+
+def plain(value: str) -> str:
+  return re.sub(r" \([^)]*\)$", "", value)
+
+
+def test_multi_hop_answers_follow_from_the_context_alone(countries: Corpus) -> None:
+  for example in samples(countries, "multi_hop", 24):
+    stated = {name: facts(page) for name, page in pages(example.context).items()}
+    program = example.provenance["program"]
+    match program["kind"]:
+      case "hop":
+        start = the_one(program["start"], stated)
+        end = re.split(r" \d", stated[start][program["link"]])[0]
+        assert plain(stated[end][program["answer"]]) == example.answer
+      case "inverse":
+        named = the_one(program["start"], stated)
+        naming = [n for n, page in stated.items() if page.get(program["link"], "").startswith(f"{named} ")]
+        assert len(naming) == 1
+        assert plain(stated[naming[0]][program["answer"]]) == example.answer
+      case "years":
+        years = [re.findall(r"\d{4}", stated[the_one(c, stated)][program["attribute"]])[0] for c in program["of"]]
+        assert int(example.answer) == abs(int(years[0]) - int(years[1]))
+      case "suppose":
+        x, y = (number(stated[the_one(c, stated)][program["attribute"]]) for c in program["of"])
+        value = x * (1 + program["percent"] / 100) - y
+        given = float(re.sub(r"[^\d.-]", "", example.answer.split(" ")[0]))
+        assert given == pytest.approx(value, abs=0.51 if program["decimals"] == 0 else 0.0051)
+
+
+def test_multi_hop_evidence_lies_in_several_documents(countries: Corpus) -> None:
+  for example in samples(countries, "multi_hop", 24):
+    assert len({span.document for span in example.evidence}) > 1
+
+
+def test_tables_have_exactly_the_rows_that_the_context_states(countries: Corpus) -> None:
+  checked = 0
+  for example in samples(countries, "corpus_numeric", 30):
+    program = example.provenance["program"]
+    stated = [facts(page) for page in pages(example.context).values()]
+    rows = [page for page in stated if all(a in page for a in program["columns"].values())]
+    assert len(rows) == program["rows"]
+    xs = [number(row[program["columns"]["x"]]) for row in rows]
+    by_hand = {
+      "SELECT median(x) FROM facts": statistics.median(xs),
+      "SELECT avg(x) FROM facts": statistics.fmean(xs),
+      "SELECT max(x) - min(x) FROM facts": max(xs) - min(xs),
+    }
+    if program["sql"] in by_hand:
+      checked += 1
+      given = float(re.sub(r"[^\d.-]", "", example.answer.split(" ")[0]))
+      assert given == pytest.approx(by_hand[program["sql"]], abs=0.51 * 10.0 ** -program["decimals"])
+  assert checked > 4
+
+
+@pytest.mark.parametrize("domain", ["countries", "modules"])
+def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureRequest) -> None:
+  for example in samples(request.getfixturevalue(domain), "reading_comprehension", 18):
+    found = pages(example.context)
+    program = example.provenance["program"]
+    has = [{w for w in re.findall(r"[^\W\d_]+", page.lower())} for page in found.values()]
+    one, other = program["words"]
+    both = [n for n, words in enumerate(has) if one in words and other in words]
+    assert len(both) == 1
+    if program["kind"] == "count":
+      assert int(example.answer) == sum(one in words and other not in words for words in has)
+    elif program["kind"] == "both":
+      assert list(found)[both[0] + 1] == example.answer
+    else:
+      assert re.findall(r"\w+", list(found.values())[both[0]])[:6] == example.answer.split()
+
+
+def test_the_figure_in_force_is_what_the_conversation_agreed(plays: Corpus, countries: Corpus) -> None:
+  checked = 0
+  for corpus in (plays, countries):
+    for example in samples(corpus, "dialogue_memory", 20):
+      program = example.provenance["program"]
+      if program["kind"] == "needle":
+        speeches = re.findall(
+          rf"(?m)^{program['speaker']}\.\n((?:.+\n?)+)", pages(example.context)[program["title"]]
+        )
+        assert speeches[program["number"]].strip() == example.answer
+        continue
+      agreed: list[str] = []
+      for said, reply in re.findall(r"(?m)^[A-Z]\w+: (.*)\n[A-Z]\w+: (.*)$", example.context):
+        if program["subject"] in said and not reply.startswith("No"):
+          agreed.append(agreed[-2] if "go back" in said else re.findall(r"\d+", said)[-1])
+      assert agreed[program["number"]] == example.answer
+      checked += 1
+  assert checked > 15
+
+
+def test_one_option_is_right_and_the_letters_are_used_evenly(countries: Corpus, modules: Corpus) -> None:
+  letters = []
+  for corpus in (countries, modules):
+    for example in samples(corpus, "multiple_choice", 40):
+      options = dict(re.findall(r"(?m)^\((\w)\) (.+)$", example.question))
+      assert len(set(options.values())) == 4
+      assert example.answer in options
+      letters.append(example.answer)
+  assert min(letters.count(letter) for letter in "ABCD") > len(letters) // 10
+
+
+@pytest.mark.parametrize("task", list(KINDS))
+def test_a_sample_is_a_function_of_its_number(countries: Corpus, task: str) -> None:
+  one, other = samples(countries, task, 6), samples(countries, task, 6)
+  assert one == other
+  assert samples(countries, task, 6, seed=1) != one
+
+
+@pytest.mark.parametrize("task", list(KINDS))
+def test_evidence_stands_in_the_context_as_in_its_document(countries: Corpus, task: str) -> None:
+  texts = {document.id: document.text for document in countries.documents}
+  for example in samples(countries, task, 10):
+    sources = example.provenance["documents"]
+    for span, source in zip(example.evidence, sources, strict=False):
+      assert example.context[span.start : span.end] == texts[source["id"]][slice(*source["characters"])]
+    assert length(example.context) <= max(TARGETS)
+
+
+def test_evidence_is_found_at_all_depths(countries: Corpus) -> None:
+  depths = [
+    (example.evidence[0].start + 1) / len(example.context) for example in samples(countries, "reading_comprehension", 60)
+  ]
+  quarters = np.histogram(depths, bins=4, range=(0, 1))[0]
+  assert quarters.min() >= len(depths) // 12
+
+
+def test_an_answer_in_the_question_is_dropped(countries: Corpus) -> None:
+  example = samples(countries, "multi_hop", 4)[0]
+  told = Example(**{**vars(example), "question": f"{example.question} Is it {example.answer}?"})
+  assert verification.reason_to_drop(example) == ""
+  assert verification.reason_to_drop(told) == "answer_in_question"
+  assert verification.reason_to_drop(Example(**{**vars(example), "answer": " "})) == "empty"
+  assert verification.reason_to_drop(Example(**{**vars(example), "evidence": ()})) == "evidence"
+
+
+def test_a_context_is_as_long_as_it_should_be(countries: Corpus) -> None:
+  rng = np.random.default_rng(0)
+  draft = generate.make(rng, countries, "reading_comprehension", "both", 6000, 0)
+  assert draft is not None
+  context = compose(countries, rng, draft, 6000, 0)
+  assert context is not None
+  assert 5000 < length(context.text) <= 6000
