@@ -11,7 +11,8 @@ A part that is there is not made again; a run that was killed anywhere goes on t
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -212,20 +213,24 @@ def survey(settings: Settings, cluster: Cluster) -> None:
   write_text(cluster.part(settings), json.dumps(found))
 
 
-def blocks(settings: Settings) -> list[Block]:
-  """What each cluster is to give: every task's samples in equal parts from all clusters of the split that bear it.
-
-  A quarter more than wanted: some are given up, some ask the same.
+def blocks(settings: Settings, wanted: Mapping[tuple[str, str], int], before: Sequence[Block]) -> list[Block]:
+  """What to write that so many samples more of each (split, task) come about: in equal parts from all clusters that
+  bear the task, a fifth more than wanted, since some are given up and some ask the same. Numbers go on after `before`.
   """
   every = clusters(settings)
   able = {cluster: json.loads(cluster.part(settings).read_text())["tasks"] for cluster in every}
+  written: Counter[tuple[Cluster, str]] = Counter()
+  for block in before:
+    written[block.cluster, block.task] += block.count
   found = []
-  for split, wanted in settings.samples:
-    for task in TASKS:
-      bearing = [cluster for cluster in every if cluster.split == split and task in able[cluster]]
-      for cluster in bearing:
-        count = math.ceil(1.25 * wanted / len(bearing))
-        found += [Block(cluster, task, first, min(BLOCK, count - first)) for first in range(0, count, BLOCK)]
+  for (split, task), number in wanted.items():
+    bearing = [cluster for cluster in every if cluster.split == split and task in able[cluster]]
+    count = math.ceil(1.2 * number / max(len(bearing), 1))
+    for cluster in bearing:
+      start = written[cluster, task]
+      found += [
+        Block(cluster, task, start + first, min(BLOCK, count - first)) for first in range(0, count, BLOCK)
+      ]
   # A cluster's blocks together: who has read it goes on with it.
   return sorted(found, key=lambda block: (every.index(block.cluster), block.task, block.first))
 
@@ -237,6 +242,21 @@ def write_block(settings: Settings, block: Block) -> None:
     example, dropped = sample(corpus, Order(block.task, number, settings.seed, settings.targets), length)
     lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
   write_text(block.part(settings), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def samples(settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
+  """What `write_block` wrote: number, example (None: given up) and why drafts were dropped.
+
+  Raises:
+    ValueError: the part is damaged.
+  """
+  path = block.part(settings)
+  with path.open() as lines:
+    for line in lines:
+      try:
+        yield json.loads(line)
+      except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and start again, which writes it anew") from error
 
 
 @lru_cache(maxsize=2)

@@ -18,12 +18,13 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from qwenlong_jax.data import loading
+from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.synthesis import steps
 from qwenlong_jax.data.synthesis.steps import Settings
 from qwenlong_jax.types import TASKS, Example, Span
 
 RUNNERS = ("local", "beam")
+_ROUNDS = 5  # of writing more where some were given up
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -49,16 +50,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  blocks = steps.blocks(settings)
-  run_all("writing", steps.write_block, settings, blocks)
-  summary = join(settings, blocks)
-  print(json.dumps(summary, indent=2), flush=True)
+  blocks = written(settings, partial(run_all, "writing", steps.write_block, settings))
+  for line in told(settings, join(settings, blocks)):
+    print(line, flush=True)
 
 
 def settings_of(config: ConfigDict, workdir: Path) -> Settings:
   own = config.synthesis
   if own.runner not in RUNNERS:
     raise ValueError(f"synthesis.runner={own.runner!r} is not one of {', '.join(RUNNERS)}")
+  for key in ("train", "validation", "test", "train_share", "validation_share", "test_share"):
+    least = 1 if key == "train_share" else 0
+    if own[key] < least:
+      raise ValueError(f"synthesis.{key}={own[key]} must be at least {least}")
+  documents.check(own.languages)
   if not own.targets or min(own.targets) < 1000:
     raise ValueError(f"synthesis.targets={tuple(own.targets)} must be lengths of at least 1,000 tokens")
   return Settings(
@@ -110,9 +115,30 @@ def _by_beam(
     _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(partial(step, settings))
 
 
-def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, Any]:
+def written(settings: Settings, write: Callable[[Sequence[steps.Block]], None]) -> list[steps.Block]:
+  """The blocks that together hold the samples that are wanted, as far as the documents bear them."""
+  blocks: list[steps.Block] = []
+  missing = {(split, task): wanted for split, wanted in settings.samples for task in TASKS if wanted}
+  for _ in range(_ROUNDS):
+    more = steps.blocks(settings, missing, blocks)
+    if not more:
+      break
+    write(more)
+    blocks += more
+    left = {key: dict(settings.samples)[key[0]] - len(questions(settings, blocks, *key)) for key in missing}
+    missing = {key: number for key, number in left.items() if number > 0}
+  return blocks
+
+
+def questions(settings: Settings, blocks: Sequence[steps.Block], split: str, task: str) -> set[tuple[str, str]]:
+  mine = [block for block in blocks if (block.cluster.split, block.task) == (split, task)]
+  lines = (line["example"] for block in mine for line in steps.samples(settings, block))
+  return {(example["question"], example["answer"]) for example in lines if example is not None}
+
+
+def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, dict[str, int]]:
   """The data set of every split out of its parts, no question twice; what became of all samples."""
-  summary: dict[str, Any] = {}
+  summary: dict[str, dict[str, int]] = {}
   for split, wanted in settings.samples:
     folder = Path(settings.folder) / "data" / split
     mine = [block for block in blocks if block.cluster.split == split]
@@ -156,11 +182,20 @@ def _by_turns(blocks: Sequence[steps.Block], settings: Settings) -> Iterator[dic
 
   def lines(mine: Sequence[steps.Block]) -> Iterator[dict[str, Any]]:
     for block in mine:
-      with block.part(settings).open() as file:
-        yield from map(json.loads, file)
+      yield from steps.samples(settings, block)
 
   for turn in zip_longest(*(lines(mine) for mine in clusters.values())):
     yield from (line for line in turn if line is not None)
+
+
+def told(settings: Settings, counts: dict[str, dict[str, int]]) -> Iterator[str]:
+  """A line for each split, and one for each task of which there are fewer samples than wanted."""
+  for split, wanted in settings.samples:
+    kept = {task: counts.get(split, {}).get(f"kept/{task}", 0) for task in TASKS}
+    yield f"{split}: {sum(kept.values()):,} samples in {Path(settings.folder) / 'data' / split}"
+    for task, number in kept.items():
+      if number < wanted:
+        yield f"  {task}: {number} of {wanted}; the documents bear no more (why drafts failed: counts.json there)"
 
 
 def _refused(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""A small corpus of real and made documents: countries with fields and links, modules of the standard library, a play."""
+"""A small corpus of real and made documents: countries with fields and links, modules of Python, plays."""
 
 import shutil
 import sysconfig
@@ -11,7 +11,7 @@ from qwenlong_jax.data.documents import Document, Source
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis.corpus import Corpus
 
-COUNTRIES = 48
+COUNTRIES = 120
 MODULES = ("asyncio", "email", "json", "http", "logging", "unittest")
 _SYLLABLES = ("ba", "ko", "ri", "du", "sel", "mon", "ta", "ven", "or", "lim")
 

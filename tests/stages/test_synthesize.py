@@ -1,0 +1,208 @@
+"""Documents to data sets: the same bytes however often it was killed, nothing twice, and the learner takes them."""
+
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+from ml_collections import ConfigDict
+
+from qwenlong_jax.data import loading
+from qwenlong_jax.data.synthesis import steps
+from qwenlong_jax.stages import recipe, synthesize
+from qwenlong_jax.types import TASKS
+
+FIXTURES = Path(__file__).parents[1] / "data" / "synthesis" / "conftest.py"
+
+
+def written(folder: Path) -> Path:
+  """The small corpus of tests/data/synthesis, with a copy, a torn file and an empty one among its documents."""
+  spec = importlib.util.spec_from_file_location("documents_of_tests", FIXTURES)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  module.write_documents(folder)
+  first = next(iter(sorted((folder / "general").glob("*.md"))))
+  (folder / "general" / "zz-copy.md").write_text(first.read_text())
+  (folder / "general" / "empty.md").write_text("")
+  (folder / "general" / "torn.pdf").write_bytes(b"%PDF-1.7 torn")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  return written(tmp_path_factory.mktemp("corpus") / "all")
+
+
+def config_of(documents: Path, **changes: object) -> ConfigDict:
+  c = small.get_config()
+  c.documents = str(documents)
+  c.synthesis.update(
+    {
+      "train": 8,
+      "validation": 2,
+      "test": 3,
+      "train_share": 50,
+      "validation_share": 25,
+      "test_share": 25,
+      "targets": (2200, 2800),
+      "vocab_size": 4096,
+      "workers": 1,
+      **changes,
+    }
+  )
+  return c.lock()
+
+
+@pytest.fixture(scope="module")
+def made(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  folder = tmp_path_factory.mktemp("made")
+  synthesize.run(config_of(documents, workers=2), folder)
+  return folder
+
+
+def digest(folder: Path) -> dict[str, str]:
+  """Of every file of the data sets; ArrayRecord files by their records, since a writer's padding is its own."""
+  return {
+    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted((folder / "data").rglob("*.*"))
+  }
+
+
+def test_every_task_has_its_samples_in_every_split(made: Path) -> None:
+  for split, wanted in (("train", 8), ("validation", 2), ("test", 3)):
+    tasks = [example.task for example in loading.read_all(made / "data" / split)]
+    assert {task: tasks.count(task) for task in TASKS} == dict.fromkeys(TASKS, wanted), split
+
+
+def test_no_document_is_in_two_splits_and_no_question_twice(made: Path) -> None:
+  seen: dict[str, str] = {}
+  questions = []
+  for split in ("train", "validation", "test"):
+    for example in loading.read_all(made / "data" / split):
+      questions.append((example.question, example.answer))
+      for source in example.provenance["documents"]:
+        assert seen.setdefault(source["id"], split) == split
+  assert len(set(questions)) == len(questions)
+
+
+def test_what_is_no_document_is_counted(made: Path) -> None:
+  refused = [json.loads(line) for line in (made / "parts/clusters/refused.jsonl").read_text().splitlines()]
+  reasons = {entry["path"]: entry["reason"] for entry in refused}
+  assert reasons["general/zz-copy.md"] == "duplicate"
+  assert reasons["general/empty.md"] == "empty"
+  assert reasons["general/torn.pdf"] == "truncated"
+
+
+def test_a_second_run_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
+  synthesize.run(config_of(documents), tmp_path)
+  assert digest(tmp_path) == digest(made)
+
+
+def kill_until_done(config: ConfigDict, folder: Path, kills: int, longest: float) -> int:
+  """Starts it in forks that are killed after a random time, then lets it end; how often it was killed."""
+  # Forks of a process that has imported everything and done nothing: each starts at once.
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(["qwenlong_jax.stages.synthesize"])
+  rng = np.random.default_rng(0)
+  killed = 0
+  while True:
+    child = context.Process(target=synthesize.run, args=(config, folder))
+    child.start()
+    if killed < kills:
+      time.sleep(rng.uniform(0, longest))
+      child.kill()
+    child.join()
+    if child.exitcode == 0:
+      return killed
+    killed += 1
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
+  assert kill_until_done(config_of(documents), tmp_path, kills=12, longest=0.5) > 5
+  assert digest(tmp_path) == digest(made)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_change_nothing(documents: Path, tmp_path: Path) -> None:
+  changes = {"train": 160, "validation": 20, "test": 20}
+  synthesize.run(config_of(documents, **changes), tmp_path / "whole")
+  kills = kill_until_done(config_of(documents, **changes), tmp_path / "killed", kills=200, longest=0.25)
+  assert kills == 200
+  assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def test_beam_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
+  pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'qwenlong_jax[beam]'")
+  synthesize.run(config_of(documents, runner="beam"), tmp_path)
+  assert digest(tmp_path) == digest(made)
+
+
+def test_a_damaged_part_is_named(documents: Path, made: Path, tmp_path: Path) -> None:
+  config = config_of(documents)
+  synthesize.run(config, tmp_path)
+  settings = synthesize.settings_of(config, tmp_path)
+  block = steps.blocks(settings, {("train", "multi_hop"): 1}, [])[0]
+  block.part(settings).write_text('{"number": 0, "exam')
+  for manifest in tmp_path.glob("data/*/manifest.json"):
+    manifest.unlink()
+  with pytest.raises(ValueError, match=f"{block.part(settings).name}.*remove"):
+    synthesize.run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"runner": "spark"}, "synthesis.runner='spark' is not one of local, beam"),
+    ({"targets": (500,)}, "at least 1,000"),
+    ({"train_share": 0}, "synthesis.train_share"),
+    ({"train": -1}, "synthesis.train=-1"),
+    ({"languages": ("xx",)}, "languages"),
+  ],
+)
+def test_a_setting_that_cannot_be_used_is_refused(
+  documents: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+  with pytest.raises(ValueError, match=message):
+    synthesize.run(config_of(documents, **changes), tmp_path)
+
+
+def test_folders_that_are_missing_or_hold_no_documents_are_named(tmp_path: Path) -> None:
+  with pytest.raises(FileNotFoundError, match="nowhere"):
+    synthesize.run(config_of(tmp_path / "nowhere"), tmp_path / "work")
+  (tmp_path / "bare").mkdir()
+  with pytest.raises(ValueError, match="no files in"):
+    synthesize.run(config_of(tmp_path / "bare"), tmp_path / "work")
+  (tmp_path / "bare" / "a.md").write_text("short")
+  with pytest.raises(ValueError, match="1 too_short"):
+    synthesize.run(config_of(tmp_path / "bare"), tmp_path / "work")
+
+
+def test_the_learner_trains_on_them(made: Path, tmp_path: Path) -> None:
+  config = small.get_config()
+  config.data.folder = str(made / "data")
+  config.tokenizer.path = str(made / "tokenizer")
+  config.warmstart.steps = 0
+  config.stages.one.update({"steps": 2, "prompt_tokens": 2900})
+  config.stages.two.steps = 0
+  config.batch.group = 2
+  config.evaluation.update({"prompt_tokens": (2900,), "prompts": 2, "group": 2, "response_tokens": 4})
+  recipe.run(config.lock(), tmp_path)
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == [0, 1]
+
+
+def test_examples_that_are_too_long_for_a_stage_are_left_out(made: Path, tmp_path: Path) -> None:
+  config = small.get_config()
+  config.data.folder = str(made / "data")
+  config.tokenizer.path = str(made / "tokenizer")
+  config.stages.one.prompt_tokens = 100
+  config.evaluation.prompt_tokens = (2900,)
+  config.warmstart.steps = 0
+  with pytest.raises(ValueError, match="of at most 100 tokens; raise the stage's prompt_tokens"):
+    recipe.run(config.lock(), tmp_path)
