@@ -54,6 +54,7 @@ setup(
   ],
   extras_require={
     "synthesis": SYNTHESIS,
+    "beam": ["apache-beam>=2.77"],
     "test": [
       *SYNTHESIS,
       "hypothesis>=6.100",

@@ -15,7 +15,7 @@ import numpy as np
 
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft, places
 from qwenlong_jax.data.synthesis.corpus import Corpus
-from qwenlong_jax.data.synthesis.knowledge_graph import Graph, clear, number_text, rounded
+from qwenlong_jax.data.synthesis.graph import Graph, clear, number_text, pick, rounded
 
 KINDS = ("statistics", "aggregation", "calculation", "ranking", "grouping")
 ROWS = 6  # the fewest
@@ -87,7 +87,7 @@ _TEMPLATES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
 def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int) -> Draft | None:
   graph = Graph.of(corpus)
   for _ in range(_DRAWS):
-    question, sql, decimals, unit = _pick(rng, _TEMPLATES[kind])
+    question, sql, decimals, unit = pick(rng, _TEMPLATES[kind])
     columns = _columns(rng, graph, question)
     if columns is None:
       continue
@@ -101,14 +101,14 @@ def _columns(rng: np.random.Generator, graph: Graph, question: str) -> dict[str,
   """Attributes for the letters of a template: x, y numbers of one unit each, g of few different texts."""
   if not graph.numeric:
     return None
-  columns = {"x": _pick(rng, graph.numeric)}
+  columns = {"x": pick(rng, graph.numeric)}
   if "{y}" in question:
-    columns["y"] = _pick(rng, graph.numeric)
+    columns["y"] = pick(rng, graph.numeric)
   if "{g}" in question:
     texts = grouping(graph)
     if not texts:
       return None
-    columns["g"] = _pick(rng, texts)
+    columns["g"] = pick(rng, texts)
   return columns if len(set(columns.values())) == len(columns) else None
 
 
@@ -222,7 +222,7 @@ def _fill(
     several = sorted({row[3] for row in table if 2 <= sum(other[3] == row[3] for other in table) < len(table)})
     if not several:
       return None
-    holes["v"] = _pick(rng, several)
+    holes["v"] = pick(rng, several)
   decimals = min(decimals, 0) if decimals > 0 and max(map(abs, xs)) >= 1000 and of == "x" else decimals
   sql = sql.format(**{**holes, "t": repr(holes["t"])})
   value = _execute(sql, table)
@@ -281,7 +281,3 @@ def _execute(sql: str, table: list[tuple]) -> Any:
   database.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", table)
   row = database.execute(sql).fetchone()
   return row[0] if row else None
-
-
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-  return items[int(rng.random() * len(items))]

@@ -14,6 +14,7 @@ import numpy as np
 
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus
+from qwenlong_jax.data.synthesis.graph import pick
 
 KINDS = ("needle", "agreement")
 _LABEL = re.compile(
@@ -87,7 +88,7 @@ def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
   words = [word for word, where in corpus.words.items() if len(word) > 6]
   if len(words) < 20:
     return None
-  subjects = [f"{_pick(rng, _THINGS)} of the {_pick(rng, words)} group" for _ in range(3 + int(rng.random() * 3))]
+  subjects = [f"{pick(rng, _THINGS)} of the {pick(rng, words)} group" for _ in range(3 + int(rng.random() * 3))]
   people = [_PEOPLE[n] for n in rng.permutation(len(_PEOPLE))[:3]]
   figures = iter(rng.permutation(9000)[:80] + 1000)
   history: dict[str, list[int]] = {subject: [] for subject in subjects}
@@ -136,7 +137,3 @@ def _event(
   if len(agreed) == 1:
     return f"{one}: Let us set the {subject} to {figure}.\n{other}: Agreed, {figure}."
   return f"{one}: I would like to change the {subject} to {figure}.\n{other}: Agreed, {figure} it is."
-
-
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-  return items[int(rng.random() * len(items))]

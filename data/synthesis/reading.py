@@ -6,12 +6,12 @@ passage answers.
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
+from qwenlong_jax.data.synthesis.graph import pick
 
 KINDS = ("opening", "count", "both")
 COUNTS = range(2, 7)  # documents that hold one word and not the other
@@ -23,12 +23,12 @@ def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
   words = _words(corpus)
   counts = [COUNTS[int(rng.random() * len(COUNTS))], 2] if kind == "count" else [3, 3]
   for _ in range(_DRAWS if len(words) > 1 else 0):
-    pair = _pick(rng, words), _pick(rng, words)
+    pair = pick(rng, words), pick(rng, words)
     first, second = (set(corpus.words[word]) for word in pair)
     both, alone = first & second, [first - second, second - first]
     if pair[0] == pair[1] or not both or any(len(alone[n]) < counts[n] for n in range(2)):
       continue
-    document = _pick(rng, sorted(both))
+    document = pick(rng, sorted(both))
     at = [_find(corpus, document, word) for word in pair]
     decoys = {d: word for n, word in enumerate(pair) for d in _some(rng, sorted(alone[n]), counts[n])}
     if None not in at and at[0] != at[1]:
@@ -121,7 +121,3 @@ def _asked(
 def opening(page: str) -> str:
   """Its first words, of letters, digits and underscores."""
   return " ".join(re.findall(r"\w+", page)[:_OPENING])
-
-
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-  return items[int(rng.random() * len(items))]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from qwenlong_jax.data import loading
 from qwenlong_jax.data.synthesis import steps
-from qwenlong_jax.stages import recipe, synthesize
+from qwenlong_jax.stages import recipe, setup, synthesize
 from qwenlong_jax.types import TASKS
 
 FIXTURES = Path(__file__).parents[1] / "data" / "synthesis" / "conftest.py"
@@ -197,12 +197,11 @@ def test_the_learner_trains_on_them(made: Path, tmp_path: Path) -> None:
   assert [row["step"] for row in rows] == [0, 1]
 
 
-def test_examples_that_are_too_long_for_a_stage_are_left_out(made: Path, tmp_path: Path) -> None:
-  config = small.get_config()
-  config.data.folder = str(made / "data")
-  config.tokenizer.path = str(made / "tokenizer")
-  config.stages.one.prompt_tokens = 100
-  config.evaluation.prompt_tokens = (2900,)
-  config.warmstart.steps = 0
+def test_examples_that_are_too_long_for_a_stage_are_left_out(made: Path) -> None:
+  every = loading.read_all(made / "data" / "train")
+  kept = setup.short_enough(made / "data" / "train", 9_000, 4, len)
+  assert {example.task for example in kept} == set(TASKS)
+  assert all(len(f"{example.context}\n\n{example.question}") <= 9_000 for example in kept)
+  assert [example for example in every if example in kept] == kept
   with pytest.raises(ValueError, match="of at most 100 tokens; raise the stage's prompt_tokens"):
-    recipe.run(config.lock(), tmp_path)
+    setup.short_enough(made / "data" / "train", 100, 4, len)
