@@ -12,9 +12,11 @@ for name, folder in FOLDERS.items():
 # Documents on their way to becoming tasks (data/corpus.py): who only trains does without.
 SYNTHESIS = [
   "charset-normalizer>=3.5",
+  "bm25s>=0.3.16",
   "datasketch>=2.0",
+  "duckdb>=2.0",
   "py3langid>=0.4",
-  "pyarrow>=26.0",
+  "pyarrow>=25.0",
   "pypdf>=7.1",
   "trafilatura>=2.3",
 ]

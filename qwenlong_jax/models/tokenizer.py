@@ -16,7 +16,6 @@ import numpy as np
 import sentencepiece
 import tokenizers
 from jaxtyping import Int
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -190,6 +189,9 @@ class _Pieces:
   """A sentencepiece model twice: its markers are control pieces (never read in text) and user pieces (written out)."""
 
   def __init__(self, serialized: bytes):
+    # Here: it asks for a newer protobuf than Apache Beam bears, and a Hugging Face tokenizer does without.
+    from sentencepiece import sentencepiece_model_pb2
+
     model: Any = sentencepiece_model_pb2
     proto, kinds = model.ModelProto.FromString(serialized), model.ModelProto.SentencePiece.Type
     marked = [i for i, p in enumerate(proto.pieces) if p.type in (kinds.CONTROL, kinds.USER_DEFINED)]
