@@ -18,6 +18,10 @@ from qwenlong_jax.models.presets import Qwen3Config
 
 # Computing every expert for every token wastes E/K of the arithmetic but moves no rows: it wins while E is this small.
 DENSE_UP_TO_EXPERTS = 8
+# Rows (tokens times chosen experts) from which on they are taken a piece after the other, and about how many a piece
+# has. Qwen3-30B-A3B's backward pass holds some ten arrays of all rows, 20 GiB at 524,288. A piece costs a block of 128
+# rows more for each of 128 experts, an eighth of these: so the 266,240 of a row of 256K and its responses stay whole.
+PIECES_FROM, PIECE = 3 * 2**17, 2**17
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def chosen_experts(
   down: Float[Array, "E F D"],
 ) -> Float[Array, "T D"]:
   """Rows sorted by expert, then one grouped matmul per projection: the arithmetic of the chosen experts only."""
-  return _apply(x, _of_chosen(weights, experts), experts, gate, up, down)
+  run = _in_pieces if experts.size >= PIECES_FROM else _apply
+  return run(x, _of_chosen(weights, experts), experts, gate, up, down)
 
 
 def _of_chosen(weights: Array, experts: Array) -> Array:
@@ -122,6 +127,40 @@ def _apply(x: Array, weights: Array, experts: Array, gate: Array, up: Array, dow
   # Weighted here, where a row is F wide and not D.
   hidden = hidden * spread(weights.reshape(-1), order, place, 1)[:, None]
   return collect(grouped_matmul(hidden, down, sizes), order, place, experts.shape[1])
+
+
+@jax.custom_vjp
+def _in_pieces(x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array) -> Array:
+  """`_apply` to some tokens after the other; backward each piece is computed again, so that rows are never whole."""
+  step = lambda _, piece: (None, _apply(*piece, gate, up, down))  # noqa: E731
+  _, out = jax.lax.scan(step, None, _cut(x, weights, experts))
+  return out.reshape(-1, x.shape[1])[: len(x)]
+
+
+def _in_pieces_backward(operands: tuple, gradient: Array) -> tuple:
+  x, weights, experts, *matrices = operands
+
+  def step(totals: tuple, piece: tuple) -> tuple[tuple, tuple]:
+    x, weights, experts, gradient = piece
+    mine = lambda x, weights, *matrices: _apply(x, weights, experts, *matrices)  # noqa: E731
+    dx, dweights, *found = jax.vjp(mine, x, weights, *matrices)[1](gradient)
+    return tuple(a + b for a, b in zip(totals, found)), (dx, dweights)
+
+  zeros = tuple(jnp.zeros_like(y, accumulator(y)) for y in matrices)
+  totals, pieces = jax.lax.scan(step, zeros, _cut(x, weights, experts, gradient))
+  dx, dweights = (y.reshape(-1, y.shape[2])[: len(x)] for y in pieces)
+  return dx, dweights, None, *(total.astype(y.dtype) for total, y in zip(totals, matrices))
+
+
+_in_pieces.defvjp(lambda *operands: (_in_pieces(*operands), operands), _in_pieces_backward)
+
+
+def _cut(x: Array, weights: Array, experts: Array, *others: Array) -> tuple[Array, ...]:
+  """[pieces tokens ...] of each, filled up with tokens that choose no expert."""
+  pieces = max(experts.size // PIECE, 1)
+  missing = ((0, -len(x) % pieces), (0, 0))
+  padded = jnp.pad(x, missing), jnp.pad(weights, missing), jnp.pad(experts, missing, constant_values=-1)
+  return tuple(y.reshape(pieces, -1, y.shape[1]) for y in (*padded, *(jnp.pad(y, missing) for y in others)))
 
 
 def expert_shares(
