@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config(folder: str = "") -> ConfigDict:
   c = aepo_256k(folder)
   c.model.yarn = 4.0
-  c.model.offload = True
+  c.model.together = 2
   del c.stages.rl1, c.stages.rl2, c.stages.rl3
   c.stages.rl = stage(steps=100, prompt_tokens=960 * 1024 - 32, response_tokens=8 * 1024)
   c.batch.prompts = 16

@@ -132,8 +132,8 @@ def _apply(x: Array, weights: Array, experts: Array, gate: Array, up: Array, dow
 @jax.custom_vjp
 def _in_pieces(x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array) -> Array:
   """`_apply` to some tokens after the other; backward each piece is computed again, so that rows are never whole."""
-  step = lambda _, piece: (None, _apply(*piece, gate, up, down))  # noqa: E731
-  _, out = jax.lax.scan(step, None, _cut(x, weights, experts))
+  matrices = gate, up, down
+  out = jax.lax.map(lambda piece: _apply(*piece, *matrices), _cut(x, weights, experts))
   return out.reshape(-1, x.shape[1])[: len(x)]
 
 
@@ -149,13 +149,15 @@ def _in_pieces_backward(operands: tuple, gradient: Array) -> tuple:
   zeros = tuple(jnp.zeros_like(y, accumulator(y)) for y in matrices)
   totals, pieces = jax.lax.scan(step, zeros, _cut(x, weights, experts, gradient))
   dx, dweights = (y.reshape(-1, y.shape[2])[: len(x)] for y in pieces)
-  return dx, dweights, None, *(total.astype(y.dtype) for total, y in zip(totals, matrices))
+  # Together, or the totals wait, not yet cast, until they are sent.
+  dx, *totals = jax.lax.optimization_barrier((dx, *(total.astype(y.dtype) for total, y in zip(totals, matrices))))
+  return dx, dweights, None, *totals
 
 
 _in_pieces.defvjp(lambda *operands: (_in_pieces(*operands), operands), _in_pieces_backward)
 
 
-def _cut(x: Array, weights: Array, experts: Array, *others: Array) -> tuple[Array, ...]:
+def _cut(x: Array, weights: Array, experts: Array, *others: Array) -> tuple:
   """[pieces tokens ...] of each, filled up with tokens that choose no expert."""
   pieces = max(experts.size // PIECE, 1)
   missing = ((0, -len(x) % pieces), (0, 0))

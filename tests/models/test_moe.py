@@ -215,7 +215,7 @@ def test_a_layer_that_is_cut_is_the_whole_layer(tiny, rows, own_rows):
 
 
 def whole_and_in_pieces(inputs, most=16):
-  """(compiled, with all rows at once), (compiled, with about `most` rows at a time), of `inputs`; output and gradients."""
+  """Output and gradients of `inputs`, compiled with all rows at once, and with about `most` rows at a time."""
 
   def run(x, weights, experts, *matrices):
     *matrices, cotangent = matrices
