@@ -132,8 +132,12 @@ def _apply(x: Array, weights: Array, experts: Array, gate: Array, up: Array, dow
 @jax.custom_vjp
 def _in_pieces(x: Array, weights: Array, experts: Array, gate: Array, up: Array, down: Array) -> Array:
   """`_apply` to some tokens after the other; backward each piece is computed again, so that rows are never whole."""
-  matrices = gate, up, down
-  out = jax.lax.map(lambda piece: _apply(*piece, *matrices), _cut(x, weights, experts))
+
+  def step(piece: tuple[Array, Array, Array]) -> Array:
+    few, their_weights, their_experts = piece
+    return _apply(few, their_weights, their_experts, gate, up, down)
+
+  out = jax.lax.map(step, _cut(x, weights, experts))
   return out.reshape(-1, x.shape[1])[: len(x)]
 
 
