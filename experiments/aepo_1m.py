@@ -4,7 +4,7 @@
 
 FOLDER is Qwen3-30B-A3B-Thinking-2507 from Hugging Face, DIR one that all hosts see. The window of 256K is stretched by
 YaRN. Not in the report, whose memory agent reads what is longer. By plan.py, compiled and not run, on v5p:2x2x4: a chip
-takes 88.2 of 95.7 GiB, more than the tenth that plan.py wants free; a step of 16 such prompts 2.5 hours.
+takes 73.5 of 95.7 GiB to learn and 80.8 to sample, nothing on the hosts; a step of 16 such prompts takes 2.5 hours.
 """
 
 from aepo_256k import get_config as aepo_256k

@@ -32,6 +32,7 @@ def layer(request, tiny):
     def run(x, params, cotangent):
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moe, "DENSE_UP_TO_EXPERTS", E if request.param == "all_experts" else E - 1)
+        patch.setattr(moe, "FEW_TOKENS", 0)
         out, vjp = jax.vjp(lambda x, p: nnx.merge(graph, nnx.State(p))(x, moe.Cut())[0], x, params)
       return out, vjp(cotangent)
 
@@ -181,13 +182,18 @@ def test_cut_experts_need_an_axis_that_cuts_them():
     parallel(2)(x, weights, experts, *(m[:6] for m in matrices), x)
 
 
-@pytest.mark.parametrize("experts, way", [(8, "all_experts"), (9, "chosen_experts")])
-def test_few_experts_are_all_computed_many_only_where_chosen(tiny, monkeypatch, experts, way):
+@pytest.mark.parametrize(
+  "tokens, experts, way",
+  [(3, 8, "all_experts"), (3, 9, "chosen_experts"), (8, 16, "all_experts"), (7, 16, "chosen_experts"),
+   (17, 16, "chosen_experts")],
+)  # fmt: skip
+def test_few_experts_are_all_computed_many_only_where_chosen(tiny, monkeypatch, tokens, experts, way):
+  """Unless the tokens are few that choose nearly all."""
   called = []
   for name in ("all_experts", "chosen_experts"):
     monkeypatch.setattr(moe, name, lambda x, *_, name=name: called.append(name) or x)
-  layer = nnx.eval_shape(lambda: moe.MoE(tiny("moe", num_experts=experts), nnx.Rngs(0)))
-  nnx.eval_shape(lambda layer: layer(jnp.zeros((3, 32)), moe.Cut())[0], layer)
+  layer = nnx.eval_shape(lambda: moe.MoE(tiny("moe", num_experts=experts, num_experts_per_tok=4), nnx.Rngs(0)))
+  nnx.eval_shape(lambda layer: layer(jnp.zeros((tokens, 32)), moe.Cut())[0], layer)
   assert called == [way]
 
 
