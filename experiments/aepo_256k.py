@@ -4,7 +4,8 @@
 
 FOLDER is the model's from Hugging Face (config.json, safetensors, tokenizer.json), DIR one that all hosts see.
 By plan.py, compiled and not run, for the longest batch that stage rl3 can have (all responses of 50K): v5p:4x4x4, a
-chip takes 78.9 of 95.7 GiB, a step 68 minutes; v6e:16x16 with --config.mesh.ring=64, 27.1 of 31.2 GiB, 39 minutes.
+chip takes 78.9 of 95.7 GiB, a step 68 minutes, the learner's program 66 s to compile; v6e:16x16 with
+--config.mesh.ring=64, 27.1 of 31.2 GiB, 39 minutes.
 """
 
 from base import get_config as base

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
   c.model.dtype = "float32"  # of the computation; master parameters are float32
   c.model.remat = False  # recompute layers in the backward pass: less memory, a third more arithmetic
   c.model.offload = False  # with remat: what attention gave waits for the backward pass in the host's memory
+  c.model.together = 1  # with remat: of so many layers only the first one's input is kept, their MLPs recomputed twice
 
   c.tokenizer = ConfigDict()
   c.tokenizer.path = ""  # folder or sentencepiece model; "": train a small BPE on the tasks' texts

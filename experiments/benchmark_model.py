@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
     model = PRESETS[LEARNER.value]
     seconds, prompt, response = learner_seconds(model, SLOTS.value)
     tokens, pairs = costs.shared_row(prompt, response, 8)
-    share = costs.gradient(model, tokens, pairs, tokens, remat=True) / seconds / peak
+    share = costs.gradient(model, tokens, pairs, tokens, again=1) / seconds / peak
     report(f"learn {LEARNER.value}", SLOTS.value, seconds, tokens, share)
   if TRANSFORMERS.value:
     peer(config)

@@ -70,7 +70,9 @@ def _backward(axis: str, local: ModuleType, block: int, residuals: tuple, gradie
     return (dq + more, arrived + jnp.stack(mine), there), None
 
   keys = jnp.stack([k, v])
-  start = jnp.zeros_like(q, accumulator(q)), jnp.zeros_like(keys, accumulator(q)), keys
+  # A zero that waits for the gradient, or the sums lie ready from the layer's beginning.
+  zero, gradient = jax.lax.optimization_barrier((jnp.zeros((), accumulator(q)), gradient))
+  start = jnp.full_like(q, zero, accumulator(q)), jnp.full_like(keys, zero, accumulator(q)), keys
   (dq, (dk, dv), _), _ = jax.lax.scan(step, start, jnp.arange(ring + 1))
   return *(d.astype(x.dtype) for d, x in zip((dq, dk, dv), (q, k, v))), None, None
 

@@ -59,14 +59,14 @@ def forward(config: Qwen3Config, tokens: int, pairs: int, words: int) -> int:
   return 2 * parameters(config).multiplied * tokens + 4 * heads * pairs + logits
 
 
-def gradient(config: Qwen3Config, tokens: int, pairs: int, words: int, remat: bool) -> int:
+def gradient(config: Qwen3Config, tokens: int, pairs: int, words: int, again: int) -> int:
   """FLOP of `forward`, of the backward pass, which is twice as much, and of what that computes again.
 
   Attention makes its scores again (5 products beside the forward pass's 2) and never its output, the head its logits;
-  with `remat` the layers make all again but attention.
+  layers make all but attention `again` so many times (remat: 1).
   """
   layers, scores, logits = forward(config, tokens, 0, 0), forward(config, 0, pairs, 0), forward(config, 0, 0, words)
-  return layers * (4 if remat else 3) + scores * 7 // 2 + logits * 4
+  return layers * (3 + again) + scores * 7 // 2 + logits * 4
 
 
 def causal(length: int) -> int:

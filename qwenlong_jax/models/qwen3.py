@@ -10,6 +10,7 @@ layers of mixed experts, E experts of each token.
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -107,9 +108,15 @@ class Block(nnx.Module):
     attend: Attend,
     cut: Cut,
     experts: Int[Array, "T K"] | None = None,
+    keep: Callable | None = None,
   ) -> tuple[Float[Array, "T D"], tuple[tuple[Array, Array], Int[Array, "T K"] | None]]:
-    """(output, ((keys, values) [T K A], the chosen experts)); `angles` are cos and sin, `experts` as `MoE`."""
-    attended, kv = self.attention(rms_norm(x, self.attention_norm[...], self.eps), *angles, attend)
+    """(output, ((keys, values) [T K A], the chosen experts)); `angles` are cos and sin, `experts` as `MoE`, `keep` the
+    policy of a layer that is recomputed."""
+    attention = lambda x: self.attention(rms_norm(x, self.attention_norm[...], self.eps), *angles, attend)  # noqa: E731
+    if keep is not None:
+      # Apart, so that queries and keys are made again when the experts' backward pass is over and not beside it.
+      attention = jax.checkpoint(attention, policy=keep)
+    attended, kv = attention(x)
     x = x + attended
     out, experts = self.mlp(rms_norm(x, self.mlp_norm[...], self.eps), cut, experts)
     return x + out, (kv, experts)
@@ -122,6 +129,7 @@ class Qwen3(nnx.Module):
     dtype: of the computation; parameters are cast where they are used.
     remat: recompute each layer in the backward pass, but for its attention, instead of keeping its activations.
     offload: of what is kept, attention's results wait in the hosts' memory.
+    together: of so many layers only the first one's input is kept; above 1 their feed-forward is recomputed twice.
   """
 
   def __init__(
@@ -133,8 +141,10 @@ class Qwen3(nnx.Module):
     param_dtype: jnp.dtype = jnp.float32,
     remat: bool = False,
     offload: bool = False,
+    together: int = 1,
   ):
     self.config, self.dtype, self.remat, self.offload = config, dtype, remat, offload
+    self.together = together
     normal = lambda *shape: nnx.Param(  # noqa: E731
       jax.random.normal(rngs.params(), shape, param_dtype) * config.initializer_range
     )
@@ -254,31 +264,85 @@ class Qwen3(nnx.Module):
       graph, weights = nnx.split(run)
 
       def layer(x: Array, scanned: tuple, graph: nnx.GraphDef = graph, number: int = number) -> tuple:
-        weights, index, chosen = scanned
-        weights = fetch(jax.tree.map(lambda w: w.astype(self.dtype), weights), "runs", number)
-        return nnx.merge(graph, weights)(x, angles, lambda q, k, v: attend(q, k, v, index), cut, chosen)
+        (weights, nothing), index, chosen = scanned
+        weights = fetch(_cast(weights, nothing, self.dtype), "runs", number)
+        seen = lambda q, k, v: attend(q, k, v, index)  # noqa: E731
+        return nnx.merge(graph, weights)(x, angles, seen, cut, chosen, self._kept())
 
-      short = count <= UNROLLED
-      if self.remat:
-        keep = jax.checkpoint_policies.save_only_these_names(RESULTS)
-        if self.offload:
-          keep = jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[RESULTS],
-            offload_src="device",
-            offload_dst="pinned_host",
-          )
-        layer = jax.checkpoint(layer, policy=keep, prevent_cse=short)
       chosen = None if experts is None or kind == "dense" else experts[mixed : mixed + count]
       indices = jnp.arange(first, first + count, dtype=jnp.int32)
       outputs: tuple
-      x, outputs = jax.lax.scan(layer, x, (weights, indices, chosen), unroll=short)
+      x, outputs = self._scan(layer, x, (_tapped(weights, self.dtype), indices, chosen), count)
       found.append(outputs)
       first, mixed = first + count, mixed + count * (kind == "moe")
     x = rms_norm(x, fetch(self.norm[...], "norm"), config.rms_norm_eps)
     kv = jax.tree.map(lambda *c: jnp.concatenate(c), *(kv for kv, _ in found))
     routed = [chosen for _, chosen in found if chosen is not None]
     return x, kv, jnp.concatenate(routed) if routed else None
+
+  def _scan(self, layer: Callable, x: Array, scanned: PyTree, count: int) -> tuple[Array, PyTree]:
+    """(x, stacked outputs) of `layer` after layer, `count` of them; recomputed where they are to be.
+
+    Raises:
+      ValueError: they cannot be taken `together`.
+    """
+    short = count <= UNROLLED
+    again = lambda layer: jax.checkpoint(layer, policy=self._kept(), prevent_cse=short)  # noqa: E731
+    if not self.remat or self.together == 1:
+      return jax.lax.scan(again(layer) if self.remat else layer, x, scanned, unroll=short)
+    if count % self.together:
+      raise ValueError(f"{count} layers of one kind after each other do not divide by together={self.together}")
+    several = lambda x, scanned: jax.lax.scan(again(layer), x, scanned)  # noqa: E731
+    scanned = jax.tree.map(lambda y: y.reshape(-1, self.together, *y.shape[1:]), scanned)
+    x, outputs = jax.lax.scan(again(several), x, scanned)
+    return x, jax.tree.map(lambda y: y.reshape(count, *y.shape[2:]), outputs)
+
+  def _kept(self) -> Callable | None:
+    """The policy of layers that are recomputed."""
+    if not self.remat:
+      return None
+    if not self.offload:
+      return jax.checkpoint_policies.save_only_these_names(RESULTS)
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[RESULTS],
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
+
+
+def _tapped(weights: PyTree, dtype: jnp.dtype) -> tuple[PyTree, PyTree | None]:
+  """(stacked weights, what is to be added to them in `dtype` (`_cast`): nothing, by which their gradient comes back).
+
+  So a scan stacks the gradients in the type in which a layer found them. It would in the weights' own, twice as large.
+  """
+  if all(w.dtype == dtype for w in jax.tree.leaves(weights)):
+    return weights, None
+  return jax.lax.stop_gradient(weights), _nothing(weights, dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _nothing(weights: PyTree, dtype: jnp.dtype) -> PyTree:
+  return jax.tree.map(lambda w: jnp.zeros_like(w, dtype), weights)
+
+
+_nothing.defvjp(
+  lambda weights, dtype: (_nothing(weights, dtype), jax.tree.map(lambda w: jnp.zeros((), w.dtype), weights)),
+  lambda dtype, like, gradients: (jax.tree.map(lambda g, w: g.astype(w.dtype), gradients, like),),
+)
+
+
+def _cast(weights: PyTree, nothing: PyTree | None, dtype: jnp.dtype) -> PyTree:
+  """A layer's weights in the computation's type."""
+  if nothing is None:
+    return weights
+
+  def cast(w: Array, nothing: Array) -> Array:
+    # By way of their bits, or the compiler casts the weights of all layers ahead and keeps them.
+    bits = jax.lax.bitcast_convert_type(w, f"uint{8 * w.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), w.dtype).astype(dtype) + nothing
+
+  return jax.tree.map(cast, weights, nothing)
 
 
 def stack(config: Qwen3Config, kind: str, count: int, rngs: nnx.Rngs, param_dtype: jnp.dtype) -> Block:

@@ -204,6 +204,8 @@ class Learner:
         chosen = jax.lax.dynamic_slice_in_dim(order, index * size, size)
         micro = jax.tree.map(lambda x: x[chosen], batch)
         (_, (sums, logprob)), grads = jax.value_and_grad(self._loss, has_aux=True)(params, micro)
+        # Or the compiler sums up embeddings and heads that are whole, and cuts them after the last micro-batch.
+        grads = jax.lax.optimization_barrier(grads)
         return jax.tree.map(jnp.add, total, (grads, sums)), logprobs.at[chosen].set(logprob)
 
       sums, logprobs = (vary(jnp.zeros(shape), axes) for shape in (4, batch.weight.shape))

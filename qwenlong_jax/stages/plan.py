@@ -138,7 +138,7 @@ def compiled(design: Design, topology: str, stage: str, chip: Chip, use: Use) ->
   with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
     programs = list(pool.map(partial(compiled_apart, config, topology, data, ring, load), PROGRAMS))
   times = []
-  for phase in roofline.phases(model, load, data, ring, config.model.remat):
+  for phase in roofline.phases(model, load, data, ring, recomputed(config)):
     by = phase.seconds(chip, use)
     flops = phase.arithmetic * mesh.size
     times.append(PhaseTime(phase.name, flops, phase.total(chip, use), phase.bound(chip, use), by))
@@ -156,7 +156,7 @@ def compiled(design: Design, topology: str, stage: str, chip: Chip, use: Use) ->
     hbm=chip.memory,
     programs=programs,
     times=times,
-    repeated_flops=load.prompts * costs.gradient(model, tokens, pairs, tokens, config.model.remat),
+    repeated_flops=load.prompts * costs.gradient(model, tokens, pairs, tokens, recomputed(config)),
     repeated_bytes=load.group * (load.prompt + own) / (load.prompt + load.group * own),
     advice=[],
   )
@@ -236,8 +236,13 @@ def step_seconds(design: Design, stage: str, chip: Chip, use: Use) -> float:
     raise ValueError(f"{experts} experts do not divide over a ring of {ring}")
   load = load_of(design, stage, chip)
   return sum(
-    phase.total(chip, use) for phase in roofline.phases(design.model, load, data, ring, design.config.model.remat)
+    phase.total(chip, use) for phase in roofline.phases(design.model, load, data, ring, recomputed(design.config))
   )
+
+
+def recomputed(config: ConfigDict) -> int:
+  """How often a layer's feed-forward is computed again for a gradient."""
+  return config.model.remat * (2 if config.model.together > 1 else 1)
 
 
 def slice_of(topology: str) -> list[jax.Device]:
@@ -278,7 +283,8 @@ def advice(found: Plan) -> list[str]:
     over = program.total - USED * found.hbm
     if over > 0:
       remedy = {
-        "learn": f"a ring longer than {found.ring} has fewer slots on a device; model.remat=True keeps less; "
+        "learn": f"a ring longer than {found.ring} has fewer slots on a device; model.remat=True keeps less, "
+        "model.together=2 less still; "
         "batch.micro_rows=1 takes one row at a time; shorter prompts or responses",
         "sample": f"fewer groups at once (sampling.lanes={max(1, found.load.lanes * 3 // 4)}), or a longer ring",
         "relayout": "a longer ring, over which experts are cut",

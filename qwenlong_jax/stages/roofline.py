@@ -69,13 +69,13 @@ class Phase:
     return max(by, key=lambda name: by[name])
 
 
-def phases(config: Qwen3Config, load: Load, data: int, ring: int, remat: bool) -> list[Phase]:
-  """Of a step over `data` rings of `ring` devices, in their order."""
+def phases(config: Qwen3Config, load: Load, data: int, ring: int, again: int) -> list[Phase]:
+  """Of a step over `data` rings of `ring` devices, in their order; layers are recomputed `again` so many times."""
   return [
     relayout(config, data * ring, ring),
     prefill(config, load, data, ring),
     decode(config, load, data, ring),
-    learn(config, load, data, ring, remat),
+    learn(config, load, data, ring, again),
   ]
 
 
@@ -132,24 +132,24 @@ def decode(config: Qwen3Config, load: Load, data: int, ring: int) -> Phase:
   return Phase("decode", steps * flops, steps * (weights + cache), steps * travels, steps * hops)
 
 
-def learn(config: Qwen3Config, load: Load, data: int, ring: int, remat: bool) -> Phase:
-  """Rows one after the other; the parameters of each layer are gathered forward and backward, the gradients summed."""
+def learn(config: Qwen3Config, load: Load, data: int, ring: int, again: int) -> Phase:
+  """Rows one after the other; the parameters of each layer are gathered whenever it is computed, gradients summed."""
   rows, devices = load.prompts / data, data * ring
   _, pairs = costs.shared_row(load.prompt, load.response, load.group)
   has = costs.parameters(config)
-  gathered, scattered, passed = learn_traffic(config, load.slots // ring, ring, remat)
+  gathered, scattered, passed = learn_traffic(config, load.slots // ring, ring, again)
   travels = (gathered + scattered) / 2 * (devices > 1) + passed
   memory = 2 * gathered + 2 * scattered + 2 * FLOAT * has.total / devices
   return Phase(
     "learn",
-    rows * costs.gradient(config, load.slots, pairs, load.slots, remat) / ring,
+    rows * costs.gradient(config, load.slots, pairs, load.slots, again) / ring,
     rows * memory + 7 * FLOAT * has.total / devices,
     rows * travels,
     0,
   )
 
 
-def learn_traffic(config: Qwen3Config, slots: int, ring: int, remat: bool) -> tuple[int, int, int]:
+def learn_traffic(config: Qwen3Config, slots: int, ring: int, again: int) -> tuple[int, int, int]:
   """(gathered, scattered, passed on) bytes of a row of which this device has `slots`, were all of a parameter to come.
 
   The embedding is float32, all else is in the computation's type, of 2 bytes; gradients of keys and values travel in
@@ -161,4 +161,4 @@ def learn_traffic(config: Qwen3Config, slots: int, ring: int, remat: bool) -> tu
   ends = FLOAT * has.embedding + HALF * (has.head or has.embedding) + FLOAT * final
   one = slots * costs.cache_bytes(config)
   passed = (ring * one + (ring + 1) * (one + one * FLOAT // HALF)) if ring > 1 else 0
-  return layers * (2 if remat else 1) + ends, layers + ends, passed
+  return layers * (1 + again) + ends, layers + ends, passed

@@ -42,7 +42,8 @@ class Design:
   def create(self, key: jax.Array) -> Qwen3:
     """A model with random parameters."""
     settings = self.config.model
-    model = Qwen3(self.model, rngs=nnx.Rngs(key), dtype=self.dtype, remat=settings.remat, offload=settings.offload)
+    kept = {"remat": settings.remat, "offload": settings.offload, "together": settings.together}
+    model = Qwen3(self.model, rngs=nnx.Rngs(key), dtype=self.dtype, **kept)
     if settings.look_back:
       look_back(model)
     return model

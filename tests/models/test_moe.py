@@ -32,6 +32,7 @@ def layer(request, tiny):
     def run(x, params, cotangent):
       with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moe, "DENSE_UP_TO_EXPERTS", E if request.param == "all_experts" else E - 1)
+        patch.setattr(moe, "FEW_TOKENS", 0)
         out, vjp = jax.vjp(lambda x, p: nnx.merge(graph, nnx.State(p))(x, moe.Cut())[0], x, params)
       return out, vjp(cotangent)
 
@@ -181,13 +182,18 @@ def test_cut_experts_need_an_axis_that_cuts_them():
     parallel(2)(x, weights, experts, *(m[:6] for m in matrices), x)
 
 
-@pytest.mark.parametrize("experts, way", [(8, "all_experts"), (9, "chosen_experts")])
-def test_few_experts_are_all_computed_many_only_where_chosen(tiny, monkeypatch, experts, way):
+@pytest.mark.parametrize(
+  "tokens, experts, way",
+  [(3, 8, "all_experts"), (3, 9, "chosen_experts"), (8, 16, "all_experts"), (7, 16, "chosen_experts"),
+   (17, 16, "chosen_experts")],
+)  # fmt: skip
+def test_few_experts_are_all_computed_many_only_where_chosen(tiny, monkeypatch, tokens, experts, way):
+  """Unless the tokens are few that choose nearly all."""
   called = []
   for name in ("all_experts", "chosen_experts"):
     monkeypatch.setattr(moe, name, lambda x, *_, name=name: called.append(name) or x)
-  layer = nnx.eval_shape(lambda: moe.MoE(tiny("moe", num_experts=experts), nnx.Rngs(0)))
-  nnx.eval_shape(lambda layer: layer(jnp.zeros((3, 32)), moe.Cut())[0], layer)
+  layer = nnx.eval_shape(lambda: moe.MoE(tiny("moe", num_experts=experts, num_experts_per_tok=4), nnx.Rngs(0)))
+  nnx.eval_shape(lambda layer: layer(jnp.zeros((tokens, 32)), moe.Cut())[0], layer)
   assert called == [way]
 
 
@@ -212,3 +218,42 @@ def test_a_layer_that_is_cut_is_the_whole_layer(tiny, rows, own_rows):
     patch.setattr(moe, "DENSE_UP_TO_EXPERTS", 0)
     for got, want in zip(jax.jit(cut)(params, x), layer(x, moe.Cut())):
       np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def whole_and_in_pieces(inputs, most=16):
+  """Output and gradients of `inputs`, compiled with all rows at once, and with about `most` rows at a time."""
+
+  def run(x, weights, experts, *matrices):
+    *matrices, cotangent = matrices
+    out, vjp = jax.vjp(lambda x, weights, *m: moe.chosen_experts(x, weights, experts, *m), x, weights, *matrices)
+    return out, vjp(cotangent)
+
+  whole = jax.jit(run).lower(*inputs).compile()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(moe, "PIECES_FROM", most)
+    patch.setattr(moe, "PIECE", most)
+    return whole, jax.jit(lambda *inputs: run(*inputs)).lower(*inputs).compile()
+
+
+@pytest.mark.parametrize("rows", [16, 18], ids=["even", "the last piece is filled up"])
+@pytest.mark.parametrize("choice", [range(8), (0, 1)], ids=str)
+def test_pieces_of_tokens_make_what_all_make_at_once(choice, rows):
+  inputs = parallel_inputs(choice)
+  whole, pieces = whole_and_in_pieces(inputs, rows)
+  want, got = (jax.tree.leaves(run(*inputs)) for run in (whole, pieces))
+  for name, x, y in zip(("out", "x", "weights", *NAMES[1:]), got, want):
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max(), err_msg=name)
+
+
+def test_pieces_of_tokens_take_less_memory():
+  """Forward and backward, beside operands and results: what all rows take is most of it, and a quarter is at hand."""
+  random = np.random.default_rng(0)
+  tokens, width, f, chosen = 512, 64, 32, 4
+  make = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
+  experts = jnp.asarray(np.stack([random.permutation(PARALLEL)[:chosen] for _ in range(tokens)]), jnp.int32)
+  matrices = make(PARALLEL, width, f), make(PARALLEL, width, f), make(PARALLEL, f, width)
+  inputs = make(tokens, width), make(tokens, PARALLEL), experts, *matrices, make(tokens, width)
+  whole, pieces = (
+    run.memory_analysis().temp_size_in_bytes for run in whole_and_in_pieces(inputs, tokens * chosen // 4)
+  )
+  assert pieces < 0.6 * whole

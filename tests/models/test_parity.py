@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from qwenlong_jax.models import qwen3, safetensors
 from qwenlong_jax.models.presets import Yarn
@@ -138,6 +139,49 @@ def test_gradients_are_those_of_transformers(pair, merged, remat, tmp_path):
   for (path, want), got in zip(jax.tree_util.tree_leaves_with_path(theirs), jax.tree.leaves(ours(params)), strict=True):
     error = np.linalg.norm(np.asarray(got - want)) / np.linalg.norm(np.asarray(want))
     assert error < GRADIENTS, (jax.tree_util.keystr(path), error)
+
+
+def gradient(config, params, dtype, **options):
+  """Of a plain loss, in `dtype`."""
+  abstract = nnx.eval_shape(lambda: qwen3.Qwen3(config, rngs=nnx.Rngs(0), dtype=dtype, **options))
+  tokens = jnp.asarray(TOKENS)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+
+  @jax.jit
+  @jax.grad
+  def of(params):
+    hidden = nnx.merge(nnx.split(abstract)[0], params)(tokens, positions, jnp.zeros_like(tokens))
+    return (hidden.astype(jnp.float32) ** 2 * jnp.arange(hidden.shape[-1])).mean()
+
+  return of(params)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_recomputed_layers_have_the_same_gradients_together_and_alone(tiny, together):
+  config = tiny("moe", num_hidden_layers=6)  # so many are a loop
+  params = nnx.state(qwen3.Qwen3(config, rngs=nnx.Rngs(0)))
+  want, got = (gradient(config, params, jnp.float32, **o) for o in ({}, {"remat": True, "together": together}))
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max())
+
+
+def test_layers_that_do_not_go_together_are_said(tiny):
+  config = tiny("dense", num_hidden_layers=6)
+  params = nnx.state(qwen3.Qwen3(config, rngs=nnx.Rngs(0)))
+  with pytest.raises(ValueError, match="6 layers of one kind after each other do not divide by together=4"):
+    gradient(config, params, jnp.float32, remat=True, together=4)
+
+
+@pytest.mark.parametrize("layers", [3, 6])
+def test_gradients_of_weights_that_are_cast_are_those_of_the_cast_weights(tiny, layers):
+  """Stacked in bfloat16, as they were found, and float32 only then."""
+  config = tiny("dense", num_hidden_layers=layers)
+  params = nnx.state(qwen3.Qwen3(config, rngs=nnx.Rngs(0)))
+  low = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+  got, want = (gradient(config, p, jnp.bfloat16, remat=True)["runs"] for p in (params, low))
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert x.dtype == jnp.float32 and y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(x, y.astype(jnp.float32), rtol=0.02, atol=0.02 * np.abs(y.astype(jnp.float32)).max())
 
 
 @pytest.mark.parametrize("pair", [*FEW[1:], "moe, experts grouped"], indirect=True)

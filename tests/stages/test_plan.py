@@ -21,11 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_SIZE = [
   ("aepo_256k.py", "v5p:4x4x4", 16, 0.9),
   ("aepo_256k.py", "v6e:16x16", 64, 0.9),
-  pytest.param(
-    "aepo_1m.py", "v5p:2x2x4", 16, 75 / 95.73,
-    marks=pytest.mark.xfail(raises=AssertionError, strict=True, reason="learning takes 88.2 GiB, 75 are wanted"),
-  ),
+  ("aepo_1m.py", "v5p:2x2x4", 16, 0.9),
 ]
+LEARN = {"aepo_1m.py": 75}  # GiB for learning, where less is promised than fits
 
 
 def planned(folder, *arguments, status=0):
@@ -114,4 +112,5 @@ def test_the_recipe_fits_at_size_and_hides_its_ring(config, topology, ring, most
     assert sum(program["kinds"].values()) < most * found["hbm"]
     assert program["hidden"] == program["transfers"]
   learn = found["programs"][0]
+  assert sum(learn["kinds"].values()) < LEARN.get(config, found["hbm"])
   assert learn["transfers"] == 3 and learn["asynchronous"] == learn["gathers"] > 0
