@@ -93,6 +93,7 @@ class Endpoint:
         retry=tenacity.retry_if_exception_type(Passing),
         stop=tenacity.stop_after_attempt(self.settings.attempts),
         wait=self._wait,
+        before_sleep=self._count,
         reraise=True,
       )
       try:
@@ -164,12 +165,15 @@ class Endpoint:
     return Reply("", failure=error.failure)
 
   def _wait(self, state: tenacity.RetryCallState) -> float:
+    """Drawn at random below a bound that doubles, so that many requests do not come back at once."""
+    drawn = tenacity.wait_random_exponential(self.settings.first_wait, self.settings.longest_wait)(state)
     error = state.outcome.exception() if state.outcome else None
-    jitter = tenacity.wait_random_exponential(self.settings.first_wait, self.settings.longest_wait)
-    if not isinstance(error, Passing):
-      return jitter(state)
-    self.usage.retries[error.failure] += 1
-    return max(error.pause, jitter(state))
+    return max(drawn, error.pause) if isinstance(error, Passing) else drawn
+
+  def _count(self, state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, Passing):
+      self.usage.retries[error.failure] += 1
 
   def _say(self, what: str, message: str, remedy: str) -> str:
     return f"{self.settings.base_url} {what} for model {self.settings.model!r}: {message}; {remedy}"
