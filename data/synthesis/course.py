@@ -85,8 +85,8 @@ def check(clusters: Sequence[Sequence[Document]], course: Course) -> None:
       f"of {course.samples=} answers either none or all are right, and nothing is kept; "
       "draw at least 2, or set keep_always_solved"
     )
-  if strange := [kind for kind in course.kinds if kind not in KINDS] or not course.kinds:
-    raise ValueError(f"kinds {strange or 'none'} of {course.kinds=}; choose some of {KINDS}")
+  if not course.kinds or set(course.kinds) - set(KINDS):
+    raise ValueError(f"{course.kinds=} must be some of {KINDS}; add a kind of your own as another text of one of these")
   if empty := [place for place, documents in enumerate(clusters) if not documents]:
     raise ValueError(f"the clusters {empty} hold no documents; leave them out")
   twice = [key for key, count in Counter(map(key_of, clusters)).items() if count > 1]
