@@ -117,10 +117,15 @@ def alike(question: str, earlier: Sequence[str], most: float) -> str:
   return ""
 
 
-def find(text: str, quote: str) -> tuple[int, int] | None:
-  """Where `quote` stands in `text`, word for word; only white space may differ (models join lines)."""
+def find(text: str, quote: str, whole: bool = False) -> tuple[int, int] | None:
+  """Where `quote` stands in `text`, word for word; only white space may differ (models join lines). With `whole`, it
+  neither begins nor ends inside a word.
+  """
   words = quote.split()
-  match = re.search(r"\s+".join(map(re.escape, words)), text) if words else None
+  if not words:
+    return None
+  pattern = r"\s+".join(map(re.escape, words))
+  match = re.search(rf"(?<!\w){pattern}(?!\w)" if whole else pattern, text)
   return match.span() if match else None
 
 
