@@ -15,7 +15,7 @@ from typing import Any
 
 from qwenlong_jax.llm import Reply, Request, Usage
 from qwenlong_jax.llm.cache import Replies, content_key
-from qwenlong_jax.llm.limits import BudgetError, Pace, Purse
+from qwenlong_jax.llm.limits import Pace, Purse
 from qwenlong_jax.llm.wire import Passing, Settings, body, estimate, read, retry_after
 
 try:
@@ -98,15 +98,16 @@ class Endpoint:
       )
       try:
         reply: Reply = await retrying(self._attempt, client, request)
+        self._in_vain = 0
+        if reply.failure != "too_long":
+          self._replies.put(key, reply)
+        return reply
       except Passing as error:
         return self._failed(error)
-      except (EndpointError, BudgetError) as error:
+      except Exception as error:
+        # Whatever it is, a full disk too: nothing more is paid for.
         self._stop = self._stop or error
         raise
-      self._in_vain = 0
-      if reply.failure != "too_long":
-        self._replies.put(key, reply)
-      return reply
 
   async def _attempt(self, client: openai.AsyncOpenAI, request: Request) -> Reply:
     """One call. Spends, and says so, whatever the reply is worth."""

@@ -232,6 +232,18 @@ def test_nothing_kept_is_ever_evicted_or_unpickled(tmp_path):
   assert replies.get("k") == Reply("x" * 100_000)
 
 
+def test_nothing_more_is_paid_once_replies_cannot_be_kept(server, endpoint, monkeypatch):
+  client = endpoint(concurrency=2)
+
+  def full(key: str, reply: Reply) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+  monkeypatch.setattr(client._replies, "put", full)
+  with pytest.raises(sqlite3.OperationalError, match="full"):
+    client.complete(prompts(50))
+  assert len(server.bodies) <= 3
+
+
 def test_the_budget_stops_the_run_and_keeps_what_was_paid(server, endpoint):
   client = endpoint(most_tokens=100, concurrency=2)
   with pytest.raises(BudgetError, match=r"spent 90 tokens .*raise most_tokens=100.*in the cache"):
