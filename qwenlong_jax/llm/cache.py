@@ -1,0 +1,80 @@
+"""Replies on disk, by the content of their requests: none is paid twice, and none is lost when the process is killed.
+
+One SQLite database (`diskcache`), safe for several processes; each reply is committed before the next step is taken.
+An entry carries a digest of itself: one that was damaged is reported and counts as missing.
+"""
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from qwenlong_jax.llm import Reply
+
+try:
+  import diskcache
+except ImportError as error:
+  raise ImportError("replies are cached with diskcache; pip install 'qwenlong_jax[synthesis]'") from error
+
+_KEPT = ("text", "failure", "reasoning", "model", "tokens_in", "tokens_out")
+
+
+class _Plain(diskcache.Disk):
+  """Texts only: diskcache would unpickle, and so run, what somebody else put into the database."""
+
+  def fetch(self, mode: int, filename: str, value: Any, read: bool) -> Any:
+    if mode != diskcache.core.MODE_RAW:
+      return None
+    return super().fetch(mode, filename, value, read)
+
+
+class Replies:
+  """The replies kept in `folder`. `damaged` counts entries that were found unreadable."""
+
+  def __init__(self, folder: Path | str):
+    self.folder, self.damaged = Path(folder), 0
+    try:
+      # As it comes, diskcache drops the oldest entries beyond 1 GB and puts long texts into files of their own.
+      self._cache = diskcache.Cache(str(folder), disk=_Plain, eviction_policy="none", disk_min_file_size=2**30)
+    except sqlite3.DatabaseError as error:
+      raise OSError(
+        f"the cache of replies in {folder} cannot be read ({error}); move the folder away to start a new one"
+      ) from error
+
+  def get(self, key: str) -> Reply | None:
+    """The reply kept under `key`, or None, also where what is kept is damaged."""
+    try:
+      entry = self._cache.get(key)
+      if entry is None and key not in self._cache:
+        return None
+      return unpacked(entry)
+    except (ValueError, TypeError, AttributeError, sqlite3.DatabaseError, OSError) as error:
+      self.damaged += 1
+      logging.warning("%s: the entry %s is damaged (%s); asking for it again", self.folder, key, error)
+      return None
+
+  def put(self, key: str, reply: Reply) -> None:
+    self._cache.set(key, packed(reply))
+
+
+def content_key(body: Mapping[str, Any], sample: int) -> str:
+  """What identifies a reply: all that is sent (model, messages, sampling, seed) and the number of the sample."""
+  return hashlib.sha256(json.dumps({"body": body, "sample": sample}, sort_keys=True).encode()).hexdigest()
+
+
+def packed(reply: Reply) -> str:
+  kept = json.dumps({name: value for name, value in asdict(reply).items() if name in _KEPT})
+  return f"{hashlib.sha256(kept.encode()).hexdigest()}\n{kept}"
+
+
+def unpacked(entry: str) -> Reply:
+  """Raises ValueError where the entry is not what `packed` wrote."""
+  digest, _, kept = entry.partition("\n")
+  if hashlib.sha256(kept.encode()).hexdigest() != digest:
+    raise ValueError("its digest does not match")
+  return Reply(**json.loads(kept), cached=True)

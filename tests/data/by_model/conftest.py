@@ -1,0 +1,6 @@
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+# `scripted`, and the `loopback` server: under importlib mode neither can be imported otherwise.
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "llm")]
