@@ -16,6 +16,7 @@ SYNTHESIS = [
   "py3langid>=0.4",
   "pyarrow>=26.0",
   "pypdf>=7.1",
+  "rapidfuzz>=3.14",
   "trafilatura>=2.3",
 ]
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from qwenlong_jax.data import loading
+from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import steps
 from qwenlong_jax.data.synthesis.steps import Settings
 from qwenlong_jax.types import TASKS, Example, Span
@@ -34,6 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     ValueError: a setting that cannot be used, or documents that bear no sample.
   """
   settings = settings_of(config, workdir)
+  tests = Contamination.of(config.synthesis.decontaminate)
   run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
   chunks = steps.chunks(settings)
   if not chunks:
@@ -50,7 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   run_all("surveying", steps.survey, settings, clusters)
   blocks = steps.blocks(settings)
   run_all("writing", steps.write_block, settings, blocks)
-  summary = join(settings, blocks)
+  summary = join(settings, blocks, tests)
   print(json.dumps(summary, indent=2), flush=True)
 
 
@@ -103,8 +105,8 @@ def _by_beam(
     _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(partial(step, settings))
 
 
-def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, Any]:
-  """The data set of every split out of its parts, no question twice; what became of all samples."""
+def join(settings: Settings, blocks: Sequence[steps.Block], tests: Contamination) -> dict[str, Any]:
+  """The data set of every split out of its parts, no question twice, none of `tests`; what became of all samples."""
   summary: dict[str, Any] = {}
   for split, wanted in settings.samples:
     folder = Path(settings.folder) / "data" / split
@@ -113,7 +115,7 @@ def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, Any]:
       continue
     if not (folder / loading.MANIFEST).exists():
       counts: Counter[str] = Counter()
-      examples = list(_distinct(mine, settings, wanted, counts))
+      examples = list(_distinct(mine, settings, wanted, tests, counts))
       steps.write_text(folder / "counts.json", json.dumps(dict(sorted(counts.items())), indent=2))
       loading.write_shards(folder, examples)
     summary[split] = json.loads((folder / "counts.json").read_text())
@@ -121,7 +123,7 @@ def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, Any]:
 
 
 def _distinct(
-  blocks: Sequence[steps.Block], settings: Settings, wanted: int, counts: Counter[str]
+  blocks: Sequence[steps.Block], settings: Settings, wanted: int, tests: Contamination, counts: Counter[str]
 ) -> Iterator[Example]:
   """Of each task as many as are wanted, in turn from all clusters."""
   seen: set[tuple[str, str]] = set()
@@ -136,6 +138,10 @@ def _distinct(
       key = example.question, example.answer
       if key in seen or kept == wanted:
         counts[f"{'duplicate' if key in seen else 'surplus'}/{task}"] += 1
+        continue
+      if reason := tests.hit(example):
+        counts[f"contaminated/{task}"] += 1
+        print(f"left out {example.id}: {reason}", flush=True)
         continue
       seen.add(key)
       kept += 1
