@@ -24,6 +24,7 @@ class Fact:
   `tokens` of context and question, None where its provenance does not say. `depths`: where in the context each piece of
   evidence stands, 0 to 1. `reach`: tokens from the first piece's start to the last one's end, by the context's tokens
   per character; None for a single piece. `pass_rate`: pass@k under a model; None where it was not measured.
+  `model`: the language model that took part in the making, "" for none; `version`: of the generator.
   """
 
   split: str
@@ -31,6 +32,7 @@ class Fact:
   kind: str
   domain: str
   version: str
+  model: str
   tokens: int | None
   depths: tuple[float, ...]
   reach: float | None
@@ -73,6 +75,7 @@ def fact(split: str, example: Example) -> Fact:
     kind=str(known.get("kind") or "–"),
     domain=str(known.get("domain") or "–"),
     version=str(known.get("generator") or "").rpartition("/")[2],
+    model=str(known.get("model") or ""),
     tokens=tokens,
     depths=tuple((span.start + span.end) / 2 / length for span in spans),
     reach=reach,

@@ -66,6 +66,7 @@ def histogram(
 ) -> Picture | None:
   """Samples (or what `values` counts) in each bin, the tasks stacked; None without values. `log`: the axis doubles."""
   from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
 
   every = np.array([value for group in values.values() for value in group], float)
   if not every.size:
@@ -80,6 +81,8 @@ def histogram(
   axis.grid(axis="x", visible=False)
   axis.set_xlabel(unit)
   axis.set_ylabel("count")
+  if (edges % 1 == 0.5).all():
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
   if log:
     axis.set_xscale("log", base=2)
     axis.set_xticks(list(edges), [_short(edge) for edge in edges])

@@ -49,6 +49,8 @@ def synthesis_report(workdir: str | os.PathLike[str], found: Survey, files: int 
 def summary(config: dict[str, Any]) -> list[tuple[str, str]]:
   """(name, value) of the settings that a synthesis follows from."""
   chosen = {name: config[name] for name in ("documents", "seed") if name in config} | config.get("synthesis", {})
+  if chosen:
+    chosen["tokenizer"] = config.get("tokenizer", {}).get("path") or "a BPE of the training documents"
   return [(name.replace("_", " "), _plain(value)) for name, value in chosen.items()]
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from qwenlong_jax import reporting
 from qwenlong_jax.data import loading
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import steps
@@ -54,6 +55,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
   run_all("writing", steps.write_block, settings, blocks)
   summary = join(settings, blocks, tests)
   print(json.dumps(summary, indent=2), flush=True)
+  found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in summary})
+  page = reporting.synthesis_report(workdir, found, sum(len(chunk.files) for chunk in chunks))
+  print(f"a page about it: {page}; the data sets' card: {reporting.data_card(workdir, found)}", flush=True)
 
 
 def settings_of(config: ConfigDict, workdir: Path) -> Settings:
