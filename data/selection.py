@@ -63,11 +63,13 @@ class Contamination:
     It is held if its question and answer, or the lines that its evidence stands in, share 13 words in a row with a
     test set, or if its question's words are those of a test's question (token_set_ratio of at least 90).
     """
+    if not self.tests:
+      return ""
     question = " ".join(_words(example.question))
+    own = [(words, _grams(words)) for words in map(_words, _own(example))]
     for test in self.tests:
-      for text in _own(example):
-        words = _words(text)
-        where = np.flatnonzero(_known(_grams(words), test.grams))
+      for words, grams in own:
+        where = np.flatnonzero(_known(grams, test.grams))
         if len(where):
           return f"{test.path}: shares {GRAM} words in a row: {' '.join(words[where[0] : where[0] + GRAM])}"
       found = process.extractOne(question, test.questions, scorer=fuzz.token_set_ratio, score_cutoff=SIMILAR)
@@ -77,15 +79,16 @@ class Contamination:
 
 
 def _read(path: Path) -> _TestSet:
-  grams, strings = np.empty(0, np.uint64), 0
+  grams, strings, waiting = np.empty(0, np.uint64), 0, 0
   pending: list[np.ndarray] = []
   questions: dict[str, None] = {}
   for field, text in read_strings(path):
     strings += 1
     words = _words(text)
     pending.append(_grams(words))
-    if sum(map(len, pending)) > _PENDING:
-      grams, pending = np.unique(np.concatenate([grams, *pending])), []
+    waiting += len(pending[-1])
+    if waiting > _PENDING:
+      grams, pending, waiting = np.unique(np.concatenate([grams, *pending])), [], 0
     if asked := _asked(field, text, words):
       questions[asked] = None
   if not strings:

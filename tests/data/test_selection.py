@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qwenlong_jax.data import selection
 from qwenlong_jax.data.selection import Contamination, equal_per_bin, pass_bins, retrospective
 from qwenlong_jax.types import Example, Span
 
@@ -73,6 +74,13 @@ def test_text_of_no_spaces_has_words_too(tmp_path):
   text = "港口的主人在黎明时分数了四十二只灰鹭"
   tests = Contamination.of([written(tmp_path / "test.jsonl", {"text": text})])
   assert "shares 13 words" in tests.hit(example(answer=text)) and not tests.hit(example(answer=text[:12]))
+
+
+def test_grams_that_were_sorted_in_portions_are_all_there(tmp_path, monkeypatch):
+  monkeypatch.setattr(selection, "_PENDING", 3)
+  texts = [" ".join(f"w{line}x{n}" for n in range(20)) for line in range(9)]
+  tests = Contamination.of([written(tmp_path / "test.jsonl", *({"text": text} for text in texts))])
+  assert len(tests.tests[0].grams) == 9 * 8 and all(tests.hit(example(answer=text)) for text in texts)
 
 
 def test_no_test_sets_hold_nothing():
