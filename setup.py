@@ -5,22 +5,25 @@ from setuptools import find_packages, setup
 FOLDERS = {"qwenlong_jax": "qwenlong_jax", "qwenlong_jax.kernels": "kernels", "qwenlong_jax.data": "data"}
 
 # What asking a language model over HTTP takes. The lower bounds are tested.
-SYNTHESIS = ["diskcache>=5.6.3", "openai>=2.0", "pydantic>=2.10", "rapidfuzz>=3.10", "tenacity>=9.0"]
-
 # A set: the committed links qwenlong_jax/kernels and qwenlong_jax/data make find_packages meet both folders twice.
 packages = set(FOLDERS)
 for name, folder in FOLDERS.items():
   packages |= {f"{name}.{found}" for found in find_packages(folder)}
 
-# Documents on their way to becoming tasks (data/corpus.py): who only trains does without.
+# Documents on their way to becoming tasks, and the models that are asked on it: who only trains does without.
 SYNTHESIS = [
-  "charset-normalizer>=3.5",
   "bm25s>=0.3.16",
+  "charset-normalizer>=3.5",
   "datasketch>=2.0",
+  "diskcache>=5.6.3",
   "duckdb>=2.0",
+  "openai>=2.0",
   "py3langid>=0.4",
   "pyarrow>=25.0",
+  "pydantic>=2.10",
   "pypdf>=7.1",
+  "rapidfuzz>=3.10",
+  "tenacity>=9.0",
   "trafilatura>=2.3",
 ]
 

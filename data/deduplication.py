@@ -47,14 +47,18 @@ class Match:
   exact: bool
 
 
+def words(text: str) -> list[str]:
+  """The words of a text, folded; where words are not parted by spaces, its characters."""
+  return _WORD.findall(text.casefold())
+
+
 def shingles(text: str) -> np.ndarray:
   """Sorted distinct 64-bit hashes of the text's word 5-grams; of a shorter text, of all its words."""
-  words = np.array([zlib.crc32(word.encode()) for word in _WORD.findall(text.casefold())], np.uint64)
-  words = _mixed(words)
-  width = min(WORDS, len(words))
-  grams = np.zeros(len(words) - width + 1 if width else 0, np.uint64)
+  hashes = _mixed(np.array([zlib.crc32(word.encode()) for word in words(text)], np.uint64))
+  width = min(WORDS, len(hashes))
+  grams = np.zeros(len(hashes) - width + 1 if width else 0, np.uint64)
   for i in range(width):
-    grams = grams * _ODD + words[i : i + len(grams)]
+    grams = grams * _ODD + hashes[i : i + len(grams)]
   return np.unique(_mixed(grams))
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,14 @@ def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards:
   temporary.replace(folder / MANIFEST)
 
 
+def read_each(folder: str | os.PathLike) -> Iterator[Example]:
+  """Every example of a data set, task by task, in the order in which they were written; one at a time in memory."""
+  for source in _open(Path(folder)).values():
+    yield from (source[index] for index in range(len(source)))
+
+
 def read_all(folder: str | os.PathLike) -> list[Example]:
-  """Every example of a data set, task by task, in the order in which they were written."""
-  tasks = _open(Path(folder))
-  return [source[index] for source in tasks.values() for index in range(len(source))]
+  return list(read_each(folder))
 
 
 def load(
@@ -141,7 +145,7 @@ class _Source:
 
   def __getitem__(self, index: Any) -> Example:
     try:
-      return _from_json(self._records[index])
+      return example_of(json.loads(self._records[index]))
     except Exception as error:
       raise ValueError(f"{self._path(int(index))} is damaged at example {index}: {error}; {_REMEDY}") from error
 
@@ -225,8 +229,8 @@ def _write_shard(path: Path, examples: Sequence[Example]) -> None:
   temporary.replace(path)
 
 
-def _from_json(record: bytes) -> Example:
-  fields = json.loads(record)
+def example_of(fields: dict[str, Any]) -> Example:
+  """The example whose fields these are, as JSON keeps them."""
   return Example(**fields | {"evidence": tuple(Span(**span) for span in fields["evidence"])})
 
 

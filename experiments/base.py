@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
   c.synthesis.targets = (4096, 8192, 16384, 32768, 65536)  # tokens of a context, at most, by turns (Figure 3)
   c.synthesis.languages = ()  # ISO codes of the languages to keep; (): all
   c.synthesis.duplicate_threshold = 0.8  # Jaccard similarity from which on a document repeats another
+  c.synthesis.decontaminate = ()  # files of test sets (JSONL, JSON, Parquet, text) that no sample may be held by
   c.synthesis.cluster_documents = 1000  # whose facts are joined to one graph and one table
   c.synthesis.vocab_size = 8192  # of the BPE that counts tokens, where there is no tokenizer.path
   c.synthesis.runner = "local"  # or "beam": Apache Beam, for a corpus that needs a cluster

@@ -78,14 +78,19 @@ def table(rows: Sequence[Result], markdown: bool = False, baseline: str | None =
   """
   grid = lines(rows, baseline)
   if markdown:
-    rule = ["---", *["---:"] * (len(grid[0]) - 1)]
-    return "\n".join(
-      "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [grid[0], rule, *grid[1:]]
-    )
+    return as_markdown(grid)
   widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
   return "\n".join(
     "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]).rstrip()
     for line in grid
+  )
+
+
+def as_markdown(grid: Sequence[Sequence[str]]) -> str:
+  """A table of text as Markdown, its first line the heading."""
+  rule = ["---", *["---:"] * (len(grid[0]) - 1)]
+  return "\n".join(
+    "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [grid[0], rule, *grid[1:]]
   )
 
 

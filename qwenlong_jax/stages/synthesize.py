@@ -18,10 +18,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from qwenlong_jax import reporting
 from qwenlong_jax.data import documents, loading
+from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import steps
 from qwenlong_jax.data.synthesis.steps import Settings
-from qwenlong_jax.types import TASKS, Example, Span
+from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
 _ROUNDS = 5  # of writing more where some were given up
@@ -35,6 +37,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     ValueError: a setting that cannot be used, or documents that bear no sample.
   """
   settings = settings_of(config, workdir)
+  tests = Contamination.of(config.synthesis.decontaminate)
   run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
   chunks = steps.chunks(settings)
   if not chunks:
@@ -50,9 +53,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  blocks = written(settings, partial(run_all, "writing", steps.write_block, settings))
-  for line in told(settings, join(settings, blocks)):
+  blocks = written(settings, tests, partial(run_all, "writing", steps.write_block, settings))
+  kept = join(settings, blocks, tests)
+  for line in told(settings, kept):
     print(line, flush=True)
+  found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in kept})
+  page = reporting.synthesis_report(workdir, found, sum(len(chunk.files) for chunk in chunks))
+  print(f"a page about it: {page}; the data sets' card: {reporting.data_card(workdir, found)}", flush=True)
 
 
 def settings_of(config: ConfigDict, workdir: Path) -> Settings:
@@ -115,7 +122,9 @@ def _by_beam(
     _ = pipeline | beam.Create(left) | beam.Reshuffle() | beam.Map(partial(step, settings))
 
 
-def written(settings: Settings, write: Callable[[Sequence[steps.Block]], None]) -> list[steps.Block]:
+def written(
+  settings: Settings, tests: Contamination, write: Callable[[Sequence[steps.Block]], None]
+) -> list[steps.Block]:
   """The blocks that together hold the samples that are wanted, as far as the documents bear them."""
   blocks: list[steps.Block] = []
   missing = {(split, task): wanted for split, wanted in settings.samples for task in TASKS if wanted}
@@ -125,19 +134,24 @@ def written(settings: Settings, write: Callable[[Sequence[steps.Block]], None]) 
       break
     write(more)
     blocks += more
-    left = {key: dict(settings.samples)[key[0]] - len(questions(settings, blocks, *key)) for key in missing}
+    left = {key: dict(settings.samples)[key[0]] - distinct(settings, tests, blocks, *key) for key in missing}
     missing = {key: number for key, number in left.items() if number > 0}
   return blocks
 
 
-def questions(settings: Settings, blocks: Sequence[steps.Block], split: str, task: str) -> set[tuple[str, str]]:
-  mine = [block for block in blocks if (block.cluster.split, block.task) == (split, task)]
-  lines = (line["example"] for block in mine for line in steps.samples(settings, block))
-  return {(example["question"], example["answer"]) for example in lines if example is not None}
+def distinct(settings: Settings, tests: Contamination, blocks: Sequence[steps.Block], split: str, task: str) -> int:
+  """How many samples of a task a split has that are to be kept."""
+  seen = set()
+  for block in blocks:
+    if (block.cluster.split, block.task) == (split, task):
+      for line in steps.samples(settings, block):
+        if line["example"] is not None and not tests.hit(example := loading.example_of(line["example"])):
+          seen.add((example.question, example.answer))
+  return len(seen)
 
 
-def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, dict[str, int]]:
-  """The data set of every split out of its parts, no question twice; what became of all samples."""
+def join(settings: Settings, blocks: Sequence[steps.Block], tests: Contamination) -> dict[str, dict[str, int]]:
+  """The data set of every split out of its parts, no question twice, none of `tests`; what became of all samples."""
   summary: dict[str, dict[str, int]] = {}
   for split, wanted in settings.samples:
     folder = Path(settings.folder) / "data" / split
@@ -146,7 +160,7 @@ def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, dict[st
       continue
     if not (folder / loading.MANIFEST).exists():
       counts: Counter[str] = Counter()
-      examples = list(_distinct(mine, settings, wanted, counts))
+      examples = list(_distinct(mine, settings, wanted, tests, counts))
       steps.write_text(folder / "counts.json", json.dumps(dict(sorted(counts.items())), indent=2))
       loading.write_shards(folder, examples)
     summary[split] = json.loads((folder / "counts.json").read_text())
@@ -154,7 +168,7 @@ def join(settings: Settings, blocks: Sequence[steps.Block]) -> dict[str, dict[st
 
 
 def _distinct(
-  blocks: Sequence[steps.Block], settings: Settings, wanted: int, counts: Counter[str]
+  blocks: Sequence[steps.Block], settings: Settings, wanted: int, tests: Contamination, counts: Counter[str]
 ) -> Iterator[Example]:
   """Of each task as many as are wanted, in turn from all clusters."""
   seen: set[tuple[str, str]] = set()
@@ -165,10 +179,14 @@ def _distinct(
       if line["example"] is None:
         counts[f"given_up/{task}"] += 1
         continue
-      example = Example(**line["example"] | {"evidence": tuple(Span(**span) for span in line["example"]["evidence"])})
+      example = loading.example_of(line["example"])
       key = example.question, example.answer
       if key in seen or kept == wanted:
         counts[f"{'duplicate' if key in seen else 'surplus'}/{task}"] += 1
+        continue
+      if reason := tests.hit(example):
+        counts[f"contaminated/{task}"] += 1
+        print(f"left out {example.id}: {reason}", flush=True)
         continue
       seen.add(key)
       kept += 1
