@@ -47,7 +47,8 @@ def records(folder: Path) -> Iterator[tuple[str, Record]]:
       reader = ArrayRecordReader(str(file))
       count = reader.num_records()
       if (count, file.stat().st_size) != (said["examples"], said["bytes"]):
-        raise ValueError(f"{file} holds {count} records, {file.stat().st_size} bytes; {path} says {said}; write it anew")
+        given = f"{count} records of {file.stat().st_size} bytes"
+        raise ValueError(f"{file} holds {given}, {path} says {said}; one of them is old, write the data anew")
       for raw in reader.read(list(range(count))) if count else ():
         yield path.parent.name, json.loads(raw)
       reader.close()
