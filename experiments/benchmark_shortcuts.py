@@ -3,13 +3,13 @@
   python experiments/benchmark_shortcuts.py --data=runs/synthesize/data      # half a minute for 1,000 samples
 
 Shortcuts, each blind to what a question is about:
-  BM25 top-1         of passages of 100 words with their excerpt's title, the nearest to the question (with its options);
-                     of the candidates the one that stands first in it, any one if none does
+  BM25 top-1         of passages of 100 words, their excerpt's title before them, the nearest to the question with its
+                     options; the candidate that stands first in it, any one if none does
   last number        of the context
   most frequent      candidate in the context
   question alone     the most frequent answer to train's questions of this kind; asked on the other splits only
   shared words       multiple choice: the option that has most words in common with the question
-Chance is one of the sample's candidates at random. Prints a table with 95% intervals (Wilson); `!` marks what lies above
+Chance is any one of the sample's candidates. Prints a table with 95% intervals (Wilson's); `!` marks what lies above
 chance by more than its interval: there the generator is wrong. Writes `shortcuts.json` beside the data.
 """
 

@@ -229,14 +229,14 @@ def cleaned(text: str) -> str:
 
 
 def twice(samples: Sequence[tuple[str, Record]]) -> Iterator[Problem]:
-  """Samples that ask what another asks, or bear its name."""
+  """Samples that ask what another asks, be it with other options, or bear its name."""
   seen: dict[tuple[str, str], str] = {}
   for split, record in samples:
     for what in ("id", "question"):
-      key = what, record[what]
+      key = what, record[what].split("\n(A) ")[0]
       if key in seen:
-        yield record["id"], "duplicate", f"has the {what} of {seen[key]} in {split}"
-      seen.setdefault(key, record["id"])
+        yield record["id"], "duplicate", f"has the {what} of {seen[key]}"
+      seen.setdefault(key, f"{record['id']} ({split})")
 
 
 def shared(samples: Sequence[tuple[str, Record]], library: Library) -> Iterator[Problem]:
@@ -258,8 +258,10 @@ def shared(samples: Sequence[tuple[str, Record]], library: Library) -> Iterator[
 
 
 def _piece(excerpt: Excerpt) -> str:
-  """The longest paragraph, which stands in its document as it is."""
-  return max(excerpt.body.split("\n\n"), key=len).strip("\n")
+  """The longest paragraph, which stands in its document as it is: no heading said again, nothing of a conversation."""
+  parts = re.split(r"\n\n|\n\[\.\.\.\]\n", excerpt.body)
+  own = [part for part in parts if not re.match(r"\w+: .*\n\w+: (?:Agreed|No),", part)]
+  return re.sub(r"\A\n*#+ .*\n", "", max(own, key=len)).strip("\n")
 
 
 # --- the report
@@ -279,12 +281,12 @@ def table(samples: Sequence[tuple[str, Record]], wrong: Sequence[dict[str, str]]
   return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
   parser.add_argument("--data", type=Path, required=True, help="folder of train, validation, test")
   parser.add_argument("--documents", required=True, help="folders of the documents, parted by commas")
   parser.add_argument("--show", type=int, default=20, help="how many wrong ones to name")
-  given = parser.parse_args()
+  given = parser.parse_args(arguments)
   library = Library([Path(root) for root in given.documents.split(",")])
   samples = list(records(given.data))
   wrong = [check(record, split, library) for split, record in tqdm(samples, desc="checking", dynamic_ncols=True)]
