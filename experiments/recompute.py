@@ -1,0 +1,481 @@
+"""What a context says, read anew: excerpts, facts, classes, speeches, and the answer to a sample's program.
+
+Part of `check_data.py`. It shares no code with the generator: what both get wrong alike would pass.
+"""
+
+import re
+import sqlite3
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+GAP = "[...]"
+Place = tuple[int, int]  # characters [start, end) of the context
+
+
+class Unclear(Exception):
+  """The context does not give exactly one answer."""
+
+
+@dataclass(frozen=True)
+class Excerpt:
+  """`body` starts at character `start` of the context; its title line does not belong to it."""
+
+  title: str
+  start: int
+  body: str
+
+  @property
+  def end(self) -> int:
+    return self.start + len(self.body)
+
+
+@dataclass(frozen=True)
+class Fact:
+  """`sure`: whether the context shows all that could change it."""
+
+  value: str
+  place: Place
+  sure: bool = True
+
+
+@dataclass(frozen=True)
+class Entity:
+  name: str
+  facts: dict[str, Fact]
+
+
+@dataclass(frozen=True)
+class Quantity:
+  number: float
+  unit: str
+  decimals: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+  """`needs`: for each thing that the answer rests on, the places any one of which says it."""
+
+  value: str | Quantity
+  needs: list[list[Place]] = field(default_factory=list)
+
+
+# --- the text
+
+
+def excerpts(context: str) -> list[Excerpt]:
+  heads = list(re.finditer(r"(?:\A|(?<=\n\n))=== (.+) ===\n", context))
+  ends = [head.start() for head in heads[1:]] + [len(context)]
+  return [Excerpt(head[1], head.end(), context[head.end() : end]) for head, end in zip(heads, ends)]
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+  at = 0
+  for line in text.splitlines(keepends=True):
+    yield at, line.rstrip()
+    at += len(line)
+
+
+def document(excerpt: Excerpt) -> Entity:
+  """The facts that lines `Key: value` state; what is stated twice is none."""
+  heading = ""
+  found: dict[str, list[Fact]] = {}
+  for at, line in _lines(excerpt.body):
+    if line == GAP:
+      heading = ""
+    elif marks := re.match(r"(#+) +", line):
+      heading = line[marks.end() :].rstrip("# ") if len(marks[1]) > 1 else ""
+    elif (key := re.match(r"(?:[-*] )?([^\W\d_][^:]*): (?=\S)", line)) is not None:
+      place = excerpt.start + at + key.start(1), excerpt.start + at + len(line)
+      name = f"{heading} > {key[1]}" if heading else key[1]
+      found.setdefault(name, []).append(Fact(line[key.end() :].strip(), place))
+  return Entity(excerpt.title, {name: facts[0] for name, facts in found.items() if len(facts) == 1})
+
+
+# --- numbers and years
+
+_SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+
+
+def quantity(text: str) -> Quantity | None:
+  """What a value begins with: $, digits, a word of scale, a unit up to a bracket, semicolon or comma."""
+  digits = re.match(r"(-?)(\$?)(-?)(\d{1,3}(?:,\d{3})+(?!\d)|\d+)(\.\d+)?", text)
+  if digits is None:
+    return None
+  rest = re.split(r"[(;]|,(?=\s|$)", text[digits.end() :])[0]
+  if rest and rest[0] not in " %":
+    return None
+  number = float(digits[4].replace(",", "") + (digits[5] or ""))
+  words = rest.split()
+  if words and words[0] in _SCALES:
+    number *= _SCALES[words.pop(0)]
+  unit = " ".join(words)
+  if (digits[2] and unit) or re.search(r"\d", unit):
+    return None
+  sign = -1 if digits[1] or digits[3] else 1
+  return Quantity(sign * number, digits[2] or unit, len(digits[5] or ".") - 1)
+
+
+def year(value: str) -> int | None:
+  if quantity(value) is not None or len(value) > 80:
+    return None
+  outside = re.sub(r"\([^()]*\)", "", value)
+  found = {int(y) for y in re.findall(r"(?<!\w)(?:1\d|20)\d\d(?!\w)", outside)}
+  return found.pop() if len(found) == 1 else None
+
+
+def plain(value: str) -> str:
+  """Without a bracket behind it and a final dot."""
+  return re.sub(r"\s*\([^()]*\)$", "", value.strip()).strip().rstrip(".")
+
+
+def named_first(value: str) -> str:
+  first = re.split(r"[;,(]", value)[0].strip()
+  return re.sub(r"\s+\d[\d.,]*\s*(?:%|[a-z]{1,3})?$", "", first).casefold()
+
+
+# --- classes
+
+_LONG = r"'''.*?(?:'''|\Z)|\"\"\".*?(?:\"\"\"|\Z)"
+_TOKENS = re.compile(_LONG + r"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|#[^\n]*", re.DOTALL)
+_LITERAL = re.compile(r"[ru]?(?:'([^'\n]*)'|\"([^\"\n]*)\"|(-?\d+|True|False))[ \t]*(?:#.*)?$", re.MULTILINE)
+
+
+def _blanked(source: str) -> str:
+  """Comments blank, strings of underscores: only code can match."""
+  return _TOKENS.sub(lambda m: re.sub(r"[^\n]", " " if m[0][0] == "#" else "\x00", m[0]), source)
+
+
+def classes(excerpt: Excerpt) -> Iterator[Entity]:
+  """Those at the top of a module. The last method is sure only where the class's end is in sight."""
+  for head in re.finditer(r"^class (\w+)", excerpt.body, re.MULTILINE):
+    gap = excerpt.body.find(f"\n{GAP}\n", head.start())
+    source = excerpt.body[head.start() : gap if gap >= 0 else len(excerpt.body)]
+    code = _blanked(source)
+    header = re.match(r"class \w+\s*(?:\((?P<bases>(?:[^()]|\([^()]*\))*)\))?\s*:", code)
+    if header is None:
+      continue
+    # A line at the margin ends it, if it does not close a bracket.
+    end = re.search(r"^[^\s)\]}\x00]", code[header.end() :], re.MULTILINE)
+    whole = end is not None or gap < 0
+    body = header.end(), header.end() + end.start() if end else len(code)
+    at = excerpt.start + head.start()
+    facts = {
+      name: Fact(value, (at + s, at + e), whole or not name.startswith("last "))
+      for name, (value, s, e) in _class_facts(source, code, header, body).items()
+    }
+    yield Entity(head[1], facts)
+
+
+def _class_facts(source: str, code: str, header: re.Match[str], body: Place) -> dict[str, tuple[str, int, int]]:
+  found: dict[str, tuple[str, int, int]] = {}
+  bases = [part.strip() for part in (header["bases"] or "").split(",") if part.strip() and "=" not in part]
+  if len(bases) == 1 and re.fullmatch(r"\w+", bases[0]):
+    at = code.index(bases[0], header.start("bases"))
+    found["base class"] = bases[0], at, at + len(bases[0])
+  first = re.search(r"\n([ \t]+)[^\s]", code[slice(*body)])
+  if first is None:
+    return found
+  inside = re.escape(first[1])
+  methods = list(re.compile(rf"^{inside}(?:async )?def +(?!__)(\w+)", re.MULTILINE).finditer(code, *body))
+  for which, method in (("first", methods[0]), ("last", methods[-1])) if methods else ():
+    found[f"{which} method without double underscores"] = method[1], method.start(1), method.end(1)
+  assigned = list(re.compile(rf"^{inside}(\w+) *= *(?!=)", re.MULTILINE).finditer(code, *body))
+  times = Counter(match[1] for match in assigned)
+  for match in assigned:
+    value = _LITERAL.match(source, match.end())
+    if value and times[match[1]] == 1:
+      group = value.lastindex or 0
+      found[f"attribute {match[1]}"] = value[group], match.start(1), value.end(group)
+  return found
+
+
+def entities(noun: str, found: Sequence[Excerpt]) -> list[Entity]:
+  return [entity for e in found for entity in (classes(e) if noun == "class" else [document(e)])]
+
+
+# --- programs
+
+
+def satisfies(entity: Entity, constraint: Sequence[Any]) -> bool:
+  attribute, test, values, unit = constraint
+  fact = entity.facts.get(attribute)
+  if fact is None:
+    return False
+  if test == "between":
+    found = quantity(fact.value)
+    return found is not None and found.unit == unit and values[0] <= found.number < values[1]
+  if test == "year":
+    when = year(fact.value)
+    return when is not None and values[0] <= when < values[1]
+  value, text = (" ".join(v.split()) for v in (fact.value, values[0]))
+  return value == text if test == "is" else value.startswith(text)
+
+
+def _one(found: Sequence[Entity], what: str) -> Entity:
+  if len(found) != 1:
+    raise Unclear(f"{len(found)} entities instead of one {what}: {', '.join(e.name for e in found[:4])}")
+  return found[0]
+
+
+def _described(every: Sequence[Entity], constraints: Sequence[Sequence[Any]]) -> tuple[Entity, list[list[Place]]]:
+  fitting = [e for e in every if all(satisfies(e, c) for c in constraints)]
+  entity = _one(fitting, f"to fit {constraints}")
+  return entity, [[_fact(entity, c[0]).place] for c in constraints]
+
+
+def _fact(entity: Entity, attribute: str) -> Fact:
+  if attribute not in entity.facts:
+    raise Unclear(f"{entity.name} states no single {attribute!r}")
+  if not entity.facts[attribute].sure:
+    raise Unclear(f"of {entity.name} the end is not shown, nor therefore its {attribute}")
+  return entity.facts[attribute]
+
+
+def _hop(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  every = entities(program["noun"], found)
+  start, needs = _described(every, program["start"])
+  link = _fact(start, program["link"])
+  name = named_first(link.value)
+  end = _one([e for e in every if e.name.casefold() == name and e is not start], f"to be named {name!r}")
+  answer = _fact(end, program["answer"])
+  return Answer(plain(answer.value), [*needs, [link.place], [answer.place]])
+
+
+def _inverse(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  every = entities(program["noun"], found)
+  named, needs = _described(every, program["start"])
+  naming = [e for e in every if e is not named and program["link"] in e.facts]
+  naming = [e for e in naming if named_first(e.facts[program["link"]].value) == named.name.casefold()]
+  other = _one(naming, f"to name {named.name!r} first")
+  answer = _fact(other, program["answer"])
+  return Answer(plain(answer.value), [*needs, [_fact(other, program["link"]).place], [answer.place]])
+
+
+def _pair(program: dict[str, Any], found: Sequence[Excerpt]) -> tuple[list[Fact], list[list[Place]]]:
+  every = entities(program["noun"], found)
+  two = [_described(every, constraints) for constraints in program["of"]]
+  if two[0][0] is two[1][0]:
+    raise Unclear(f"both descriptions fit {two[0][0].name}")
+  facts = [_fact(entity, program["attribute"]) for entity, _ in two]
+  return facts, [*two[0][1], *two[1][1], *([fact.place] for fact in facts)]
+
+
+def _years(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  facts, needs = _pair(program, found)
+  years = [year(fact.value) for fact in facts]
+  if years[0] is None or years[1] is None:
+    raise Unclear(f"not one year in {facts[0].value!r} or {facts[1].value!r}")
+  return Answer(Quantity(abs(years[0] - years[1]), ""), needs)
+
+
+def _suppose(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  facts, needs = _pair(program, found)
+  one, other = (quantity(fact.value) for fact in facts)
+  if one is None or other is None or one.unit != other.unit:
+    raise Unclear(f"{facts[0].value!r} and {facts[1].value!r} are no quantities of one unit")
+  value = one.number * (100 + program["percent"]) / 100 - other.number
+  return Answer(_rounded(value, program["decimals"], one.unit), needs)
+
+
+def _rounded(value: float, decimals: int, unit: str) -> Quantity:
+  if abs(abs(value) * 10**decimals % 1 - 0.5) < 1e-6:
+    raise Unclear(f"{value!r} lies on a tie of {decimals} decimals")
+  return Quantity(round(value, decimals), unit, decimals)
+
+
+class _Median:
+  def __init__(self) -> None:
+    self.values: list[float] = []
+
+  def step(self, value: float | None) -> None:
+    if value is not None:
+      self.values.append(value)
+
+  def finalize(self) -> float | None:
+    return statistics.median(self.values) if self.values else None
+
+
+def _query(sql: str, rows: Sequence[tuple]) -> Any:
+  with sqlite3.connect(":memory:") as database:
+    database.create_aggregate("median", 1, _Median)  # type: ignore[arg-type]
+    database.execute("CREATE TABLE facts (name TEXT, x REAL, y REAL, g TEXT)")
+    database.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", rows)
+    return (database.execute(sql).fetchone() or (None,))[0]
+
+
+def _sql(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  columns = program["columns"]
+  stating = [e for e in map(document, found) if all(a in e.facts for a in columns.values())]
+  if len(stating) != program["rows"]:
+    raise Unclear(f"{len(stating)} excerpts instead of {program['rows']} state {', '.join(columns.values())}")
+  cells = {letter: [_cell(e, attribute, letter) for e in stating] for letter, attribute in columns.items()}
+  units = {letter: {cell.unit for cell in column} for letter, column in cells.items() if letter != "g"}
+  if any(len(unit) > 1 for unit in units.values()):
+    raise Unclear(f"columns of several units: {units}")
+  nothing = [None] * len(stating)
+  numbers = [[cell.number for cell in cells[letter]] if letter in cells else nothing for letter in "xy"]
+  rows = list(zip([e.name for e in stating], *numbers, cells.get("g", nothing)))
+  values = [_query(program["sql"], order) for order in (rows, rows[::-1])]
+  needs = [[e.facts[attribute].place] for e in stating for attribute in columns.values()]
+  if None in values:
+    raise Unclear("the query has no result")
+  if program["decimals"] < 0:
+    if values[0] != values[1]:
+      raise Unclear(f"{values[0]!r} and {values[1]!r} tie")
+    return Answer(values[0], needs)
+  (unit,) = units["x"]
+  wanted = "%" if "100.0 *" in program["sql"] else unit
+  if wanted != program["unit"]:
+    raise Unclear(f"the program says unit {program['unit']!r}, the facts {wanted!r}")
+  return Answer(_rounded(values[0], program["decimals"], wanted), needs)
+
+
+def _cell(entity: Entity, attribute: str, letter: str) -> Any:
+  value = entity.facts[attribute].value
+  if letter == "g":
+    return value
+  found = quantity(value)
+  if found is None:
+    raise Unclear(f"{entity.name} states {value!r} for {attribute}, no quantity")
+  return found
+
+
+# A word beside a digit or an underscore is one for some readers and not for others: both must come to the same.
+_BESIDE = (r"[^\W\d_]", r"\w")
+
+
+def held(excerpt: Excerpt, words: Sequence[str], beside: str) -> list[list[Place]]:
+  """Where each word stands in an excerpt."""
+  patterns = [re.compile(rf"(?<!{beside}){re.escape(word)}(?!{beside})", re.IGNORECASE) for word in words]
+  return [[(excerpt.start + m.start(), excerpt.start + m.end()) for m in p.finditer(excerpt.body)] for p in patterns]
+
+
+def _words(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  loose = _held(program, found, _BESIDE[0])
+  try:
+    same = _held(program, found, _BESIDE[1]).value == loose.value
+  except Unclear:
+    same = False
+  if not same:
+    raise Unclear(f"it depends on whether {' and '.join(program['words'])} may be parts of names with _ or digits")
+  return loose
+
+
+def _held(program: dict[str, Any], found: Sequence[Excerpt], beside: str) -> Answer:
+  places = [held(excerpt, program["words"], beside) for excerpt in found]
+  both = [n for n, (one, other) in enumerate(places) if one and other]
+  if len(both) != 1:
+    raise Unclear(f"{len(both)} excerpts hold both of {program['words']}")
+  needs = places[both[0]]
+  if program["kind"] == "count":
+    return Answer(Quantity(sum(1 for one, other in places if one and not other), ""), needs)
+  if program["kind"] == "opening":
+    return Answer(" ".join(opening(found[both[0]].body)), needs)
+  if both[0] + 1 == len(found):
+    raise Unclear("no excerpt follows")
+  return Answer(found[both[0] + 1].title, needs)
+
+
+def opening(body: str) -> list[str]:
+  return re.findall(r"\w+", body.replace(GAP, ""))[:6]
+
+
+def speeches(excerpt: Excerpt) -> Iterator[tuple[str, Place]]:
+  """(speaker, place): behind `Name: `, or below a line `NAME.` behind an empty one, to the next empty line or `Name: `.
+
+  Within a speech a short sentence on a line of its own is no label.
+  """
+  blank, speaker, start, end = True, "", 0, 0
+  for at, line in [*_lines(excerpt.body), (len(excerpt.body), "")]:
+    colon = re.match(r"([A-Z][\w'’]*(?: [A-Za-z][\w'’]*){0,3}):[ \t]+(?=\S)", line)
+    alone = re.fullmatch(r"([A-Z][\w'’]*(?: [A-Za-z][\w'’]*){0,3})\.", line) if blank else None
+    if speaker and (not line or colon):
+      yield speaker, (excerpt.start + start, excerpt.start + end)
+      speaker = ""
+    if label := colon or alone:
+      speaker, start = label[1], at + label.end() + (1 if alone else 0)
+    end = at + len(line)
+    blank = not line or line == GAP
+
+
+def _needle(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  held = [e for e in found if e.title == program["title"]]
+  if len(held) != 1:
+    raise Unclear(f"{len(held)} excerpts are titled {program['title']!r}")
+  said = [place for name, place in speeches(held[0]) if name == program["speaker"]]
+  if not program["number"] < len(said):
+    raise Unclear(f"{program['speaker']} speaks {len(said)} times")
+  start, end = said[program["number"]]
+  return Answer(context[start:end].strip(), [[(start, end)]])
+
+
+def _agreement(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  """The figures in the order in which they came into force. To go back twice is to undo two changes, or the first going
+  back: both must come to the same."""
+  as_change: list[str] = []
+  as_undoing: list[str] = []
+  left: list[str] = []
+  needs: list[list[Place]] = []
+  for match in re.finditer(r"^\w+: (.*)\n\w+: (.*)$", context, re.MULTILINE):
+    if not re.search(rf"\b{re.escape(program['subject'])}\b", match[1]):
+      continue
+    needs.append([match.span()])
+    if match[2].startswith("No,"):
+      continue
+    if "go back" in match[1]:
+      left = left[:-1]
+      as_change.append(as_change[-2] if len(as_change) > 1 else "none")
+    else:
+      left.append(re.findall(r"\d+", match[1].split(program["subject"])[1])[0])
+      as_change.append(left[-1])
+    as_undoing.append(left[-1] if left else "none")
+  number = program["number"]
+  if number >= len(as_change):
+    raise Unclear(f"{len(as_change)} figures came into force")
+  if as_change[number] != as_undoing[number]:
+    raise Unclear(f"going back twice leads to {as_change[number]} or to {as_undoing[number]}")
+  return Answer(as_change[number], needs)
+
+
+_SOLVE: dict[str, Callable[[dict[str, Any], Sequence[Excerpt], str], Answer]] = {
+  "hop": _hop, "inverse": _inverse, "years": _years, "suppose": _suppose, "sql": _sql, "opening": _words,
+  "count": _words, "both": _words, "needle": _needle, "agreement": _agreement,
+}  # fmt: skip
+
+
+def solve(program: dict[str, Any], context: str, found: Sequence[Excerpt] | None = None) -> Answer:
+  """The program's answer, by all excerpts of the context or by `found`."""
+  if program["kind"] not in _SOLVE:
+    raise ValueError(f"a program of kind {program['kind']!r} is unknown; known: {', '.join(_SOLVE)}")
+  return _SOLVE[program["kind"]](program, excerpts(context) if found is None else found, context)
+
+
+def agree(stated: str, value: str | Quantity) -> bool:
+  """Whether a stated answer has the value: as text, or as quantities where it is nothing else."""
+  if isinstance(value, str):
+    if " ".join(stated.split()) == " ".join(value.split()):
+      return True
+    if re.search(r"[(;]|,\s", stated + value):
+      return False
+  mine, right = (v if isinstance(v, Quantity) else quantity(v) for v in (stated, value))
+  if mine is None or right is None or mine.unit != right.unit:
+    return False
+  decimals = 9 if right.decimals is None else right.decimals
+  return abs(mine.number - right.number) <= 10**-decimals / 100 + 1e-12 * abs(right.number)
+
+
+def says(question: str, program: dict[str, Any]) -> list[str]:
+  """What of the program the question does not say."""
+  numbers = {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", question)}
+  texts = [program[key] for key in ("link", "answer", "attribute", "subject", "title", "speaker") if key in program]
+  texts += [*program.get("words", ()), *program.get("columns", {}).values(), *program.get("options", ())]
+  wanted = [program["percent"]] if "percent" in program else []
+  wanted += [program["decimals"]] if program.get("decimals", -1) >= 0 else []
+  for attribute, test, values, unit in [*program.get("start", ()), *(c for of in program.get("of", ()) for c in of)]:
+    texts += [attribute, unit, *(values if test in ("is", "begins") else ())]
+    wanted += [values[0], values[1] - 1] if test == "year" else values if test == "between" else []
+  wanted += [float(n) for n in re.findall(r"(?:[<>]=?|LIMIT|OFFSET) (-?[\d.]+)", program.get("sql", "")) if n != "1"]
+  return [t for t in texts if t not in question] + [str(n) for n in wanted if abs(float(n)) not in numbers]

@@ -1,0 +1,316 @@
+"""The checker of synthesized data passes what is right and names each kind of error that was put in by hand."""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+
+DOCUMENTS = {
+  "alba.md": "# Alba\n\n## Land\n\nCapital: Ort (since 1900)\nNeighbour: Bero 12 km; Ceda 3 km\nArea: 1,250 sq km (x)",
+  "bero.md": "# Bero\n\n## Land\n\nCapital: Pell (old town)\nNeighbour: Ceda\nArea: 2.5 thousand sq km",
+  "ceda.md": "# Ceda\n\n## Land\n\nCapital: Quill\nNeighbour: none\nArea: 990 sq km",
+  "dorn.md": "# Dorn\n\n## Land\n\nCapital: Rast\nNeighbour: Esk\nArea: 12 sq km",
+  "esk.md": "# Esk\n\n## Land\n\nCapital: Sund\nNeighbour: Dorn\nArea: 31 sq km",
+}
+TRAIN, TEST = ("alba.md", "bero.md", "ceda.md"), ("dorn.md", "esk.md")
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="module")
+def again():
+  return load("recompute")
+
+
+@pytest.fixture(scope="module")
+def program(again):
+  return load("check_data")
+
+
+def sample(split, names, program, question, answer, lines):
+  """`lines`: (document, line) that are evidence."""
+  context = "".join(f"=== {DOCUMENTS[n][2:].split()[0]} ===\n{DOCUMENTS[n]}\n[...]\n\n\n\n" for n in names)
+  evidence, sources = [], []
+  for name, line in lines:
+    raw, at = DOCUMENTS[name].encode(), DOCUMENTS[name].index(line)
+    start = context.index(DOCUMENTS[name]) + at
+    evidence.append({"document": name, "start": start, "end": start + len(line)})
+    digest = hashlib.sha256(raw).hexdigest()
+    place = {"path": name, "start": 0, "end": len(raw), "sha256": digest}
+    sources.append({"id": name, "characters": [at, at + len(line)]} | place)
+  tokens = len(context) // 4
+  provenance = {"kind": program["kind"], "split": split, "target": tokens, "tokens": tokens, "program": program}
+  provenance |= {"candidates": [answer, "Ort", "Esk"], "reward": "rule", "documents": sources}
+  record = {"id": hashlib.sha256(question.encode()).hexdigest()[:8], "task": "multi_hop", "question": question}
+  return record | {"context": context, "answer": answer, "evidence": evidence, "provenance": provenance}
+
+
+def hop():
+  program = {
+    "kind": "hop",
+    "noun": "document",
+    "start": [["Land > Area", "between", [1200.0, 1300.0], "sq km"], ["Land > Capital", "begins", ["Ort"], ""]],
+    "link": "Land > Neighbour",
+    "answer": "Land > Capital",
+  }
+  question = 'Whose "Land > Area" is 1,200 sq km to 1,300 sq km, "Land > Capital" Ort? Its "Land > Neighbour"?'
+  lines = [("alba.md", line) for line in DOCUMENTS["alba.md"].split("\n")[4:]]
+  return sample("train", TRAIN, program, question, "Pell", [*lines, ("bero.md", "Capital: Pell (old town)")])
+
+
+def total():
+  sql = {"kind": "sql", "sql": "SELECT sum(x) FROM facts", "columns": {"x": "Land > Area"}}
+  sql |= {"rows": 2, "decimals": 0, "unit": "sq km"}
+  lines = [(name, DOCUMENTS[name].split("\n")[-1]) for name in TEST]
+  return sample("test", TEST, sql, 'The sum of "Land > Area" in sq km, to 0 decimals?', "43 sq km", lines)
+
+
+def write(folder, records):
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  for name, text in DOCUMENTS.items():
+    (folder / "documents").mkdir(exist_ok=True)
+    (folder / "documents" / name).write_text(text)
+  for split in ("train", "test"):
+    target = folder / "data" / split
+    target.mkdir(parents=True)
+    writer = ArrayRecordWriter(str(target / "a.array_record"), "group_size:1")
+    mine = [json.dumps(r).encode() for where, r in records if where == split]
+    for raw in mine:
+      writer.write(raw)
+    writer.close()
+    said = {"examples": len(mine), "bytes": (target / "a.array_record").stat().st_size}
+    (target / "manifest.json").write_text(json.dumps({"files": {"a.array_record": said}}))
+  return [f"--data={folder / 'data'}", f"--documents={folder / 'documents'}"]
+
+
+def test_right_data_passes(program, tmp_path, capsys):
+  assert program.main(write(tmp_path, [("train", hop()), ("test", total())])) == 0
+  assert "| all |  | 2 | 2 | 2 | 2 | 2 | 2 | 2 |" in capsys.readouterr().out
+
+
+def wrong_answer(one, other):
+  one["answer"] = "Ort"
+
+
+def shifted_span(one, other):
+  for end in ("start", "end"):
+    one["evidence"][3][end] += 12
+
+
+def changed_hash(one, other):
+  one["provenance"]["documents"][0]["sha256"] = "0" * 64
+
+
+def second_that_fits(one, other):
+  one["context"] = one["context"].replace("Quill\nNeighbour: none\nArea: 990", "Orton\nNeighbour: Bero\nArea: 1,201")
+
+
+def nothing_fits(one, other):
+  one["provenance"]["program"]["start"][0][2] = [1250.5, 1300.0]
+
+
+def missing_evidence(one, other):
+  one["evidence"].pop()
+  one["provenance"]["documents"].pop()
+
+
+def moved_characters(one, other):
+  one["provenance"]["documents"][3]["characters"] = [0, 25]
+
+
+def same_question(one, other):
+  other["question"] = one["question"]
+
+
+def too_long(one, other):
+  one["provenance"]["tokens"] *= 3
+
+
+def other_unit(one, other):
+  other["answer"] = "43 km"
+
+
+@pytest.mark.parametrize(
+  ("plant", "said"),
+  [
+    (wrong_answer, "right: the answer is 'Pell', the sample says 'Ort'"),
+    (shifted_span, "source: characters 17 to 41 of bero.md are not"),
+    (shifted_span, "evidence: no span holds 'Capital: Pell (old town)'"),
+    (changed_hash, "source: alba.md has another SHA-256"),
+    (second_that_fits, "unique: 2 entities instead of one to fit"),
+    (nothing_fits, "unique: 0 entities instead of one to fit"),
+    (missing_evidence, "evidence: no span holds 'Capital: Pell"),
+    (missing_evidence, "oracle: from the evidence alone: 0 entities instead of one to be named 'bero'"),
+    (moved_characters, "source: characters 0 to 25 of bero.md are not 'Capital: Pell"),
+    (same_question, "duplicate: has the question of"),
+    (too_long, "fields: "),
+    (other_unit, "right: the answer is 43 sq km, the sample says '43 km'"),
+  ],
+)
+def test_a_planted_error_is_found_and_named(program, tmp_path, capsys, plant, said):
+  one, other = hop(), total()
+  plant(one, other)
+  assert program.main(write(tmp_path, [("train", one), ("test", other)])) == 1
+  assert said in capsys.readouterr().err
+
+
+def test_a_document_in_two_splits_is_found_by_evidence_and_by_title(program, tmp_path, capsys):
+  again = hop()
+  again["question"], again["id"] = again["question"] + " Tell.", "other"
+  again["provenance"]["split"] = "test"
+  assert program.main(write(tmp_path, [("train", hop()), ("test", again)])) == 1
+  said = capsys.readouterr().err
+  assert "alba.md: shared: is evidence in test and train" in said
+  assert "Ceda: shared: " in said  # stands in both contexts, and is no evidence
+
+
+def test_equal_titles_of_other_documents_are_not_shared(program, tmp_path):
+  other = total()
+  other["context"] = other["context"].replace("=== Esk ===", "=== Ceda ===")
+  write(tmp_path, [])
+  library = program.Library([tmp_path / "documents"])
+  assert list(program.shared([("train", hop()), ("test", other)], library)) == []
+
+
+def test_a_file_that_is_not_what_its_manifest_says_is_refused(program, tmp_path):
+  arguments = write(tmp_path, [("train", hop()), ("test", total())])
+  manifest = tmp_path / "data/train/manifest.json"
+  manifest.write_text(manifest.read_text().replace('"examples": 1', '"examples": 2'))
+  with pytest.raises(ValueError, match=r"1 records of .* write the data anew"):
+    program.main(arguments)
+
+
+@pytest.mark.parametrize(
+  ("value", "number", "unit"),
+  [
+    ("$1.5 billion (2020 est.)", 1.5e9, "$"),
+    ("-2.5% of GDP (2020 est.)", -2.5, "% of GDP"),
+    ("1.284 million sq km", 1.284e6, "sq km"),
+    ("12,300; note - rising", 12300, ""),
+    ("7 years, 3 months", 7, "years"),
+  ],
+)
+def test_quantities_are_read_with_scale_and_unit(again, value, number, unit):
+  found = again.quantity(value)
+  assert (found.number, found.unit) == (pytest.approx(number), unit)
+
+
+@pytest.mark.parametrize("value", ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "15 00 N, 19 00 E"])
+def test_other_values_are_no_quantities(again, value):
+  assert again.quantity(value) is None
+
+
+def test_a_fact_stated_twice_is_none_and_belongs_to_its_heading(again):
+  (excerpt,) = again.excerpts("=== A ===\n# A\nTop: 1\n\n## B\n- Key: x\nKey: y\n\n[...]\n\n## C\nKey: z\n")
+  assert {name: fact.value for name, fact in again.document(excerpt).facts.items()} == {"Top": "1", "C > Key": "z"}
+
+
+CLASS = '''=== a.py ===
+class Reader(Base, metaclass=M):
+  """Text
+at the margin, def nothing(self):
+  def neither(self):
+  """
+  limit = 12  # lines
+  name = "def said(self)"
+  name = 'again'
+
+  def __init__(self):
+    def inner(): pass
+
+  async def read(self):
+    return 1
+
+  @property
+  def close(self): ...
+'''
+
+
+def test_a_class_is_read_past_its_strings(again):
+  (found,) = again.classes(again.excerpts(CLASS + "\nafter = 1\n")[0])
+  assert {name: fact.value for name, fact in found.facts.items()} == {
+    "base class": "Base",
+    "first method without double underscores": "read",
+    "last method without double underscores": "close",
+    "attribute limit": "12",
+  }
+
+
+def test_the_last_method_of_a_class_without_its_end_is_not_sure(again):
+  (found,) = again.classes(again.excerpts(CLASS + "\n[...]\n\n")[0])
+  assert [name for name, fact in found.facts.items() if not fact.sure] == ["last method without double underscores"]
+
+
+PLAY = """=== Play ===
+ANNA.
+I go.
+Good night.
+Which must decide it.
+
+BEN.
+Stay.
+
+ANNA.
+No.
+"""
+
+
+def test_a_short_line_within_a_speech_is_no_speaker(again):
+  needle = {"kind": "needle", "title": "Play", "speaker": "ANNA", "number": 0}
+  assert again.solve(needle, PLAY).value == "I go.\nGood night.\nWhich must decide it."
+  assert again.solve(needle | {"number": 1}, PLAY).value == "No."
+
+
+def talk(*figures):
+  lines = [f"Ana: Let us change the budget of the X group to {f}.\nBen: Agreed." for f in figures if f != "back"]
+  back = "Ana: The last change to the budget of the X group was a mistake, go back.\nBen: Agreed."
+  return "\n\n".join(back if f == "back" else lines.pop(0) for f in figures)
+
+
+def test_going_back_once_restores_and_twice_is_unclear(again):
+  program = {"kind": "agreement", "subject": "budget of the X group", "number": 3}
+  assert again.solve(program, talk(10, 20, 30, "back")).value == "20"
+  assert again.solve(program, talk(10, 20, "back", 30)).value == "30"
+  refused = "Ben: What if the budget of the X group were 99?\nAna: No, never."
+  assert again.solve(program, talk(10, 20) + f"\n\n{refused}\n\n" + talk(30, 40)).value == "40"
+  with pytest.raises(again.Unclear, match="30 or to 10"):
+    again.solve(program | {"number": 4}, talk(10, 20, 30, "back", "back"))
+
+
+def test_words_that_are_parts_of_names_are_unclear(again):
+  context = "=== A ===\nalpha beta\n\n=== B ===\nalpha gamma\n\n=== C ===\nalpha_1 delta\n"
+  program = {"kind": "count", "words": ["alpha", "beta"]}
+  assert again.solve(program, context.replace("_1", "")).value.number == 2
+  with pytest.raises(again.Unclear, match="parts of names"):
+    again.solve(program, context)
+
+
+def test_a_tie_has_no_one_answer(again):
+  context = "=== A ===\nX: 3\n\n=== B ===\nX: 3\n\n=== C ===\nX: 1\n"
+  sql = {"kind": "sql", "columns": {"x": "X"}, "rows": 3, "decimals": -1, "unit": ""}
+  first = sql | {"sql": "SELECT name FROM facts ORDER BY x DESC LIMIT 1"}
+  with pytest.raises(again.Unclear, match="tie"):
+    again.solve(first, context)
+  median = sql | {"sql": "SELECT median(x) FROM facts", "decimals": 1}
+  assert again.solve(median, context).value.number == 3
+
+
+def test_text_is_cleaned_as_it_was(program):
+  assert program.cleaned("\n  a\u200b \r\nb\x0cc\n\n\n\n\ncafe\u0301\n\n") == "  a\nb\nc\n\n\ncaf\u00e9"
+
+
+def test_neither_file_imports_the_project():
+  for name in ("check_data", "recompute"):
+    assert "qwenlong_jax" not in (FOLDER / f"{name}.py").read_text()
