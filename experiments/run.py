@@ -101,7 +101,7 @@ def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
   log.unlink(missing_ok=True)
   try:
     # Not at the top: importing JAX takes seconds, and a misspelt key shall not wait for it.
-    if CONFIG.value.documents:
+    if CONFIG.value.get("documents"):
       from qwenlong_jax.stages import synthesize
 
       synthesize.run(CONFIG.value, workdir)

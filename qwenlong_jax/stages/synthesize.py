@@ -63,28 +63,28 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def settings_of(config: ConfigDict, workdir: Path) -> Settings:
-  own = config.synthesis
-  if own.runner not in RUNNERS:
-    raise ValueError(f"synthesis.runner={own.runner!r} is not one of {', '.join(RUNNERS)}")
+  settings = config.synthesis
+  if settings.runner not in RUNNERS:
+    raise ValueError(f"synthesis.runner={settings.runner!r} is not one of {', '.join(RUNNERS)}")
   for key in ("train", "validation", "test", "train_share", "validation_share", "test_share"):
     least = 1 if key == "train_share" else 0
-    if own[key] < least:
-      raise ValueError(f"synthesis.{key}={own[key]} must be at least {least}")
-  documents.check(own.languages)
-  if not own.targets or min(own.targets) < 1000:
-    raise ValueError(f"synthesis.targets={tuple(own.targets)} must be lengths of at least 1,000 tokens")
+    if settings[key] < least:
+      raise ValueError(f"synthesis.{key}={settings[key]} must be at least {least}")
+  documents.check(settings.languages)
+  if not settings.targets or min(settings.targets) < 1000:
+    raise ValueError(f"synthesis.targets={tuple(settings.targets)} must be lengths of at least 1,000 tokens")
   return Settings(
     folder=str(workdir),
     documents=tuple(str(Path(path).absolute()) for path in config.documents.split(",")),
     seed=config.seed,
-    languages=tuple(own.languages),
-    threshold=own.duplicate_threshold,
-    cluster=own.cluster_documents,
-    shares=(("train", own.train_share), ("validation", own.validation_share), ("test", own.test_share)),
-    samples=(("train", own.train), ("validation", own.validation), ("test", own.test)),
-    targets=tuple(own.targets),
+    languages=tuple(settings.languages),
+    threshold=settings.duplicate_threshold,
+    cluster=settings.cluster_documents,
+    shares=(("train", settings.train_share), ("validation", settings.validation_share), ("test", settings.test_share)),
+    samples=(("train", settings.train), ("validation", settings.validation), ("test", settings.test)),
+    targets=tuple(settings.targets),
     tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
-    vocab_size=own.vocab_size,
+    vocab_size=settings.vocab_size,
   )
 
 

@@ -8,7 +8,7 @@ import pytest
 import small
 from ml_collections import ConfigDict
 
-from qwenlong_jax.stages import recipe, sweep
+from qwenlong_jax.stages import recipe, sweep, synthesize
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = [
@@ -53,7 +53,10 @@ def test_every_setting_is_read_by_some_stage():
 def test_an_experiment_loads_locks_and_passes_the_checks(path):
   config = loaded(path)
   config.lock()
-  recipe.check(config)
+  if config.documents:
+    synthesize.settings_of(config, Path("work"))
+  else:
+    recipe.check(config)
   if config.variants:
     sweep.check(config)
   with pytest.raises((KeyError, AttributeError)):

@@ -61,17 +61,15 @@ def config_of(documents: Path, **changes: object) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def made(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-  folder = tmp_path_factory.mktemp("made")
+  folder = tmp_path_factory.mktemp("first") / "made"
   synthesize.run(config_of(documents, workers=2), folder)
   return folder
 
 
 def digest(folder: Path) -> dict[str, str]:
-  """Of every file of the data sets; ArrayRecord files by their records, since a writer's padding is its own."""
-  return {
-    path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted((folder / "data").rglob("*.*"))
-  }
+  """Of every file of the data sets, and of the page about them."""
+  files = [folder / "synthesis_report.html", *sorted((folder / "data").rglob("*.*"))]
+  return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_every_task_has_its_samples_in_every_split(made: Path) -> None:
@@ -100,8 +98,8 @@ def test_what_is_no_document_is_counted(made: Path) -> None:
 
 
 def test_a_second_run_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
-  synthesize.run(config_of(documents), tmp_path)
-  assert digest(tmp_path) == digest(made)
+  synthesize.run(config_of(documents), tmp_path / "made")
+  assert digest(tmp_path / "made") == digest(made)
 
 
 def kill_until_done(config: ConfigDict, folder: Path, kills: int, longest: float) -> int:
@@ -124,23 +122,23 @@ def kill_until_done(config: ConfigDict, folder: Path, kills: int, longest: float
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
-  assert kill_until_done(config_of(documents), tmp_path, kills=12, longest=0.5) > 5
-  assert digest(tmp_path) == digest(made)
+  assert kill_until_done(config_of(documents), tmp_path / "made", kills=12, longest=0.5) > 5
+  assert digest(tmp_path / "made") == digest(made)
 
 
 @pytest.mark.slow
 def test_two_hundred_kills_change_nothing(documents: Path, tmp_path: Path) -> None:
   changes = {"train": 160, "validation": 20, "test": 20}
-  synthesize.run(config_of(documents, **changes), tmp_path / "whole")
-  kills = kill_until_done(config_of(documents, **changes), tmp_path / "killed", kills=200, longest=0.25)
+  synthesize.run(config_of(documents, **changes), tmp_path / "whole" / "made")
+  kills = kill_until_done(config_of(documents, **changes), tmp_path / "killed" / "made", kills=200, longest=0.25)
   assert kills == 200
-  assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+  assert digest(tmp_path / "killed" / "made") == digest(tmp_path / "whole" / "made")
 
 
 def test_beam_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
   pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install 'qwenlong_jax[beam]'")
-  synthesize.run(config_of(documents, runner="beam"), tmp_path)
-  assert digest(tmp_path) == digest(made)
+  synthesize.run(config_of(documents, runner="beam"), tmp_path / "made")
+  assert digest(tmp_path / "made") == digest(made)
 
 
 def test_a_damaged_part_is_named(documents: Path, made: Path, tmp_path: Path) -> None:
@@ -199,9 +197,9 @@ def test_the_learner_trains_on_them(made: Path, tmp_path: Path) -> None:
 
 def test_examples_that_are_too_long_for_a_stage_are_left_out(made: Path) -> None:
   every = loading.read_all(made / "data" / "train")
-  kept = setup.short_enough(made / "data" / "train", 9_000, 4, len)
+  kept = setup.short_enough(made / "data" / "train", 13_000, 4, len)
   assert {example.task for example in kept} == set(TASKS)
-  assert all(len(f"{example.context}\n\n{example.question}") <= 9_000 for example in kept)
+  assert all(len(f"{example.context}\n\n{example.question}") <= 13_000 for example in kept)
   assert [example for example in every if example in kept] == kept
   with pytest.raises(ValueError, match="of at most 100 tokens; raise the stage's prompt_tokens"):
     setup.short_enough(made / "data" / "train", 100, 4, len)
