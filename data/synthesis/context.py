@@ -16,7 +16,7 @@ from qwenlong_jax.data.synthesis.corpus import Corpus, Place
 GAP = "\n[...]\n\n"
 _GOLDEN = 0.6180339887498949
 _MISSES = 40
-_SHORTEST = 450  # tokens that a page may always have: a section
+_SHORTEST = 300  # tokens that a piece of a page may always have: a section
 
 
 @dataclass(frozen=True)
@@ -85,34 +85,40 @@ class Context:
 
 
 def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int, number: int) -> Context | None:
-  """A context of at most `target` tokens by the sections' counts; None if what is needed leaves too little room."""
-  pages: dict[int, set[int]] = {}
+  """A context of at most `target` tokens by the sections' counts; None if what is needed leaves too little room.
+
+  All pages have as many pieces as the one that needs most of them: gaps shall not tell where the evidence is.
+  """
+  needed: dict[int, set[int]] = {}
   for document, start, end in [*draft.evidence, *draft.scopes]:
-    pages.setdefault(document, set()).update(corpus.covering(document, start, end))
+    needed.setdefault(document, set()).update(corpus.covering(document, start, end))
+  pieces = max((_pieces(found) for found in needed.values()), default=1)
+  pages = {document: _in_pieces(corpus, rng, document, found, pieces) for document, found in needed.items()}
   room = target - sum(_cost(corpus, document, found) for document, found in pages.items())
   room -= sum(len(said) // 3 + 8 for said in draft.talk)
-  needed = list(pages)
   if (room < target // 2 and len(needed) < 6) or room < 0:
     return None
-  longest = max(target // 10, _SHORTEST)
+  longest = max(target // 10, _SHORTEST * pieces)
   misses = 0
   for place in _distractors(corpus, rng, draft):
     if place.document in pages:
       continue
-    run = _run(corpus, place, min(longest, room))
-    if not run or not draft.accept(place.document, run):
+    found = _in_pieces(corpus, rng, place.document, {place.section}, pieces)
+    cost = _cost(corpus, place.document, found)
+    if cost > min(longest, room) or not draft.accept(place.document, sorted(found)):
       misses += 1
       if misses > _MISSES:
         break
       continue
-    pages[place.document] = set(run)
-    room -= _cost(corpus, place.document, run)
-    if room < 200:
+    found = _longer(corpus, draft, place.document, found, min(longest, room) - cost)
+    pages[place.document] = found
+    room -= _cost(corpus, place.document, found)
+    if room < _SHORTEST:
       break
   if len(pages) < 2:
     return None
   before = sorted(int(rng.random() * (len(pages) + 1)) for _ in draft.talk)
-  return render(corpus, _ordered(rng, needed, pages, number), draft.talk, before)
+  return render(corpus, _ordered(rng, list(needed), pages, number), draft.talk, before)
 
 
 def _distractors(corpus: Corpus, rng: np.random.Generator, draft: Draft) -> Iterator[Place]:
@@ -124,17 +130,33 @@ def _distractors(corpus: Corpus, rng: np.random.Generator, draft: Draft) -> Iter
     yield place or corpus.places[int(rng.random() * len(corpus.places))]
 
 
-def _run(corpus: Corpus, place: Place, room: int) -> list[int]:
-  """Consecutive sections from `place` on that fit; from before it too at a document's end."""
-  first, tokens = place.section, corpus.tokens[place.document]
-  used = _header(corpus, place.document)
-  found: list[int] = []
-  for section in [*range(first, len(tokens)), *range(first - 1, -1, -1)]:
-    if used + tokens[section] > room:
+def _pieces(found: set[int]) -> int:
+  """Runs of consecutive sections."""
+  return sum(section - 1 not in found for section in found)
+
+
+def _in_pieces(corpus: Corpus, rng: np.random.Generator, document: int, found: set[int], pieces: int) -> set[int]:
+  """With sections from elsewhere in the document, until there are so many pieces or no room between them."""
+  found = set(found)
+  others = rng.permutation(len(corpus.sections[document]))
+  for section in map(int, others):
+    if _pieces(found) >= pieces:
       break
-    used += tokens[section]
-    found.append(section)
-  return sorted(found)
+    if not found & {section - 1, section, section + 1}:
+      found.add(section)
+  return found
+
+
+def _longer(corpus: Corpus, draft: Draft, document: int, found: set[int], room: int) -> set[int]:
+  """With the sections that follow its pieces, while they fit and leave a gap."""
+  tokens = corpus.tokens[document]
+  for section in range(1, len(tokens)):
+    room_left = room - tokens[section] - 4
+    if section - 1 in found and section not in found and section + 1 not in found and room_left >= 0:
+      longer = found | {section}
+      if draft.accept(document, sorted(longer)):
+        found, room = longer, room_left
+  return found
 
 
 def _header(corpus: Corpus, document: int) -> int:

@@ -7,8 +7,7 @@ turn by turn, between passages of documents.
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -93,19 +92,24 @@ def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
   figures = iter(rng.permutation(9000)[:80] + 1000)
   history: dict[str, list[int]] = {subject: [] for subject in subjects}
   stated: dict[str, list[int]] = {subject: [] for subject in subjects}
-  talk, of = [], []
+  talk: list[str] = []
+  of: list[str] = []
   events = [subject for subject in history for _ in range(4 + int(rng.random() * 3))]
   for subject in (events[n] for n in rng.permutation(len(events))):
     talk.append(_event(rng, people, subject, history[subject], stated[subject], figures))
     of.append(subject)
+  # What was said last shall be in force no more often than what was said before.
+  for subject in subjects:
+    if rng.random() < 0.5:
+      talk.append(_turned_down(rng, people, subject, stated[subject], figures))
+      of.append(subject)
   subject = subjects[int(rng.random() * len(subjects))]
   agreed = history[subject]
   if len(history) < len(subjects) or len(set(agreed)) < 3:
     return None
   place = int(rng.random() * len(agreed))
-  if rng.random() < 0.4:
+  if place == len(agreed) - 1 and rng.random() < 0.7:
     question = f"In the conversation above, which figure for the {subject} is in force at the end?"
-    place = len(agreed) - 1
   else:
     question = (
       f"In the conversation above, figures for the {subject} come into force several times; going back to an earlier "
@@ -118,7 +122,12 @@ def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
 
 
 def _event(
-  rng: np.random.Generator, people: Sequence[str], subject: str, agreed: list[int], stated: list[int], figures: Any
+  rng: np.random.Generator,
+  people: Sequence[str],
+  subject: str,
+  agreed: list[int],
+  stated: list[int],
+  figures: Iterator[int],
 ) -> str:
   """A few turns about a subject: its figure is set, changed, restored, or a proposal is turned down."""
   one, other = (people[n] for n in rng.permutation(len(people))[:2])
@@ -129,11 +138,19 @@ def _event(
       f"{one}: The last change to the {subject} was a mistake. Let us go back to the figure before it.\n"
       f"{other}: Agreed, we go back."
     )
+  if agreed and chance < 0.4:
+    return _turned_down(rng, people, subject, stated, figures)
   figure = int(next(figures))
   stated.append(figure)
-  if agreed and chance < 0.5:
-    return f"{one}: What if we made the {subject} {figure}?\n{other}: No, it stays as it is."
   agreed.append(figure)
   if len(agreed) == 1:
     return f"{one}: Let us set the {subject} to {figure}.\n{other}: Agreed, {figure}."
   return f"{one}: I would like to change the {subject} to {figure}.\n{other}: Agreed, {figure} it is."
+
+
+def _turned_down(
+  rng: np.random.Generator, people: Sequence[str], subject: str, stated: list[int], figures: Iterator[int]
+) -> str:
+  one, other = (people[n] for n in rng.permutation(len(people))[:2])
+  stated.append(int(next(figures)))
+  return f"{one}: What if we made the {subject} {stated[-1]}?\n{other}: No, it stays as it is."

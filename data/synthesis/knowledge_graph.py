@@ -3,7 +3,8 @@
 Four kinds: multi-fact, temporal, causal, hypothetical.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from qwenlong_jax.data.synthesis.outline import Fact
 
 KINDS = ("multi_fact", "temporal", "causal", "hypothetical")
 _DRAWS = 30
+_PAIRED = 6  # facts whose pairs are candidates
 _EMPTY = ("none", "yes", "no", "na", "0")
 
 
@@ -169,16 +171,18 @@ def _years(rng: np.random.Generator, graph: Graph) -> Draft | None:
   two = _two(rng, graph, attribute, number=False)
   if two is None:
     return None
-  (one, first), (other, second) = two
+  (one, first), (_, second) = two
   noun = graph.entity(one).noun
-  years = [year(graph.entity(n).facts[attribute]) or 0 for n in (one, other)]
-  if years[0] == years[1]:
-    return None
   question = (
     f"Take {said(first, noun)}, and {said(second, noun)}. By how many years do the years of their "
     f'"{attribute}" differ?'
   )
-  return _pair(graph, "temporal", question, attribute, two, str(abs(years[0] - years[1])), {"kind": "years"})
+
+  def apart(one: Fact, other: Fact) -> str | None:
+    years = year(one), year(other)
+    return None if None in years or years[0] == years[1] else str(abs((years[0] or 0) - (years[1] or 0)))
+
+  return _pair(graph, "temporal", question, attribute, two, apart, {"kind": "years"})
 
 
 def _suppose(rng: np.random.Generator, graph: Graph) -> Draft | None:
@@ -191,33 +195,52 @@ def _suppose(rng: np.random.Generator, graph: Graph) -> Draft | None:
     return None
   (one, first), (other, second) = two
   facts = [graph.entity(n).facts[attribute] for n in (one, other)]
-  x, y = (fact.number or 0.0 for fact in facts)
-  value = x * (1 + percent / 100) - y
-  decimals = 2 if abs(value) < 100 else 0
-  if facts[0].unit != facts[1].unit or not clear(value, decimals) or round(value, decimals) == 0 or x <= 0:
-    return None
-  noun, unit = graph.entity(one).noun, facts[0].unit
+  decimals = 2 if max(abs(fact.number or 0.0) for fact in facts) < 100 else 0
+  noun = graph.entity(one).noun
   question = (
     f'Suppose that the "{attribute}" of {said(first, noun)} were {percent}% higher than stated. How much is it then '
     f'minus the "{attribute}" of {said(second, noun)}? Round to {decimals} decimals; the result may be negative.'
   )
+
+  def excess(one: Fact, other: Fact) -> str | None:
+    if one.number is None or other.number is None or one.unit != other.unit or one.number <= 0:
+      return None
+    value = one.number * (1 + percent / 100) - other.number
+    return rounded(value, decimals, one.unit) if clear(value, decimals) and round(value, decimals) else None
+
   program = {"kind": "suppose", "percent": percent, "decimals": decimals}
-  return _pair(graph, "hypothetical", question, attribute, two, rounded(value, decimals, unit), program)
+  return _pair(graph, "hypothetical", question, attribute, two, excess, program)
 
 
 def _pair(
-  graph: Graph, kind: str, question: str, attribute: str, two: Any, answer: str, program: dict[str, Any]
-) -> Draft:
+  graph: Graph,
+  kind: str,
+  question: str,
+  attribute: str,
+  two: Sequence[tuple[int, list[Constraint]]],
+  result: Callable[[Fact, Fact], str | None],
+  program: dict[str, Any],
+) -> Draft | None:
+  """A question whose answer is `result` of two described entities' facts; other pairs' results are the candidates."""
   evidence = [
     graph.evidence(n, a) for n, constraints in two for a in [*(c.attribute for c in constraints), attribute]
   ]
-  noun = graph.entity(two[0][0]).noun
-  program |= {"noun": noun, "attribute": attribute, "of": [as_json(constraints) for _, constraints in two]}
-  values = [graph.entity(n).facts[attribute].value for n, _ in two]
+  program |= {
+    "noun": graph.entity(two[0][0]).noun,
+    "attribute": attribute,
+    "of": [as_json(constraints) for _, constraints in two],
+  }
+  facts = [graph.entity(n).facts[attribute] for n, _ in two]
+  answer = result(*facts)
+  if answer is None:
+    return None
 
   def ask(context: Context) -> Asked | None:
-    stated = dict.fromkeys(shown(fact) for _, fact in places(context, attribute))
-    return Asked(question, answer, (answer, *stated), program, f'"{attribute}": {values[0]}; {values[1]}')
+    stated = [fact for _, fact in places(context, attribute)][:_PAIRED]
+    others = [result(one, other) for one, other in itertools.permutations(stated, 2)]
+    candidates = tuple(dict.fromkeys(value for value in [answer, *others] if value is not None))
+    reasoning = f'"{attribute}": {facts[0].value}; {facts[1].value}'
+    return Asked(question, answer, candidates, program, reasoning) if len(candidates) > 3 else None
 
   return Draft(
     kind=kind,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qwenlong_jax.data.documents import Document
 
 LONGEST_CLASS = 6000
-LONGEST = 1600  # characters of a section: some 400 tokens of English
+LONGEST = 1000  # characters of a section: some 250 tokens of English
 
 _HEADING = re.compile(r"(#{1,6}) +(.+?)[ #]*$")
 _FIELD = re.compile(r"(?:[-*] )?(?P<key>[^\W\d_][^:\n]{0,70}?): (?P<value>\S.{0,300}?)\s*$")
