@@ -17,6 +17,7 @@ SYNTHESIS = [
   "datasketch>=2.0",
   "diskcache>=5.6.3",
   "duckdb>=2.0",
+  "lxml-html-clean>=0.4",  # trafilatura's, which asks for it by a name that newer lxml no longer has
   "openai>=2.0",
   "py3langid>=0.4",
   "pyarrow>=25.0",

@@ -190,4 +190,4 @@ def needed(module: str) -> ModuleType:
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ImportError(f"{module} is not installed; pip install 'qwenlong_jax[synthesis]'") from error
+    raise ImportError(f"{module} cannot be imported ({error}); pip install 'qwenlong_jax[synthesis]'") from error
