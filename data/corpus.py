@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .deduplication import Duplicates, signature
-from .documents import Document, Rejected, check, judge
-from .reading import find, read
+from qwenlong_jax.data.deduplication import Duplicates, signature
+from qwenlong_jax.data.documents import Document, Rejected, check, judge
+from qwenlong_jax.data.reading import find, read
 
 
 def load(
@@ -26,17 +26,29 @@ def load(
 
 def gather(roots: Sequence[Path | str]) -> Iterator[Document | Rejected]:
   """What the roots hold, read and cleaned, neither judged nor compared."""
-  find(roots)
+  for file in files(roots):
+    yield from documents_of(*file)
+
+
+def files(roots: Sequence[Path | str]) -> list[tuple[Path, Path, str]]:
+  """(root, file, what goes before the names of its documents) of every file, in order: of several roots, their names.
+
+  Raises:
+    FileNotFoundError: a root is not there.
+  """
   folders = list(map(Path, roots))
-  for root, name in zip(folders, names(folders), strict=True):
-    for path in find([root]):
-      for found in read(path, root):
-        if len(folders) == 1:
-          yield found
-        elif isinstance(found, Document):
-          yield dataclasses.replace(found, id=f"{name}/{found.id}")
-        else:
-          yield dataclasses.replace(found, path=f"{name}/{found.path}")
+  called = names(folders)
+  before = [f"{name}/" if len(folders) > 1 else "" for name in called]
+  return [(root, path, name) for root, name in zip(folders, before, strict=True) for path in find([root])]
+
+
+def documents_of(root: Path, path: Path, before: str) -> Iterator[Document | Rejected]:
+  """Those of one file, as `files` gives it."""
+  for found in read(path, root):
+    if isinstance(found, Document):
+      yield dataclasses.replace(found, id=f"{before}{found.id}")
+    else:
+      yield dataclasses.replace(found, path=f"{before}{found.path}")
 
 
 def names(roots: Sequence[Path]) -> list[str]:

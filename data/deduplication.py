@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .documents import needed
+from qwenlong_jax.data.documents import needed
 
 WORDS = 5  # of a shingle
 PERMUTATIONS = 128

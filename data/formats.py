@@ -5,7 +5,7 @@ import html
 import io
 import re
 
-from .documents import needed
+from qwenlong_jax.data.documents import needed
 
 DETECTED = 2**18  # bytes that the detection of an encoding looks at
 

@@ -12,8 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .documents import CODE_SUFFIXES, DOMAINS, Document, Rejected, Source, clean, domain_of, needed, title_of
-from .formats import Unreadable, page, pdf, plain
+from qwenlong_jax.data.documents import (
+  CODE_SUFFIXES,
+  DOMAINS,
+  Document,
+  Rejected,
+  Source,
+  clean,
+  domain_of,
+  needed,
+  title_of,
+)
+from qwenlong_jax.data.formats import Unreadable, page, pdf, plain
 
 LARGEST = 16 * 2**20  # bytes of a file that is one document, or of a line: 4M tokens; its words are held in memory
 ROWS = 64  # of a Parquet file, held at a time

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from qwenlong_jax.data.corpus import documents_of, files
 from qwenlong_jax.data.deduplication import Duplicates, Signature, signature
 from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, judge
-from qwenlong_jax.data.reading import find, read
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import Order, capable, sample
@@ -56,10 +56,10 @@ class Settings:
 
 @dataclass(frozen=True, order=True)
 class Chunk:
-  """Some of the files, by (root, path)."""
+  """Some of the files, as `corpus.files` gives them."""
 
   number: int
-  files: tuple[tuple[str, str], ...]
+  files: tuple[tuple[Path, Path, str], ...]
 
   def part(self, settings: Settings) -> Path:
     return settings.parts("read") / f"{self.number:06d}.json"
@@ -98,20 +98,19 @@ def chunks(settings: Settings) -> list[Chunk]:
   Raises:
     FileNotFoundError: a root is not there.
   """
-  files = [(root, str(path)) for root in settings.documents for path in find([root])]
-  return [Chunk(n, tuple(files[first : first + FILES])) for n, first in enumerate(range(0, len(files), FILES))]
+  found = files(settings.documents)
+  return [Chunk(n, tuple(found[first : first + FILES])) for n, first in enumerate(range(0, len(found), FILES))]
 
 
 def read_chunk(settings: Settings, chunk: Chunk) -> None:
   documents, refused, signatures = [], [], []
-  for root, path in chunk.files:
-    prefix = f"{Path(root).resolve().name}/" if len(settings.documents) > 1 else ""
-    for found in read(Path(path), Path(root)):
+  for file in chunk.files:
+    for found in documents_of(*file):
       rejected = found if isinstance(found, Rejected) else judge(found, settings.languages)
       if rejected is not None:
-        refused.append(asdict(rejected) | {"path": prefix + rejected.path})
+        refused.append(asdict(rejected))
       elif isinstance(found, Document):
-        documents.append(asdict(found) | {"id": prefix + found.id})
+        documents.append(asdict(found))
         signatures.append(signature(found.text))
   part = chunk.part(settings)
   arrays = {f"{kind}{n}": getattr(s, kind) for n, s in enumerate(signatures) for kind in ("shingles", "minhash")}

@@ -1,5 +1,6 @@
 """Near-duplicates are found, and only they: beside a brute-force oracle of its own."""
 
+import multiprocessing
 import random
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -119,7 +120,7 @@ def test_a_text_shorter_than_a_shingle_is_compared_whole(short):
 
 def test_a_signature_is_the_same_in_another_process():
   texts = [text(random.Random(i)) for i in range(3)]
-  with ProcessPoolExecutor(1) as pool:
+  with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
     for here, there in zip(map(signature, texts), pool.map(signature, texts), strict=True):
       assert here.digest == there.digest
       np.testing.assert_array_equal(here.shingles, there.shingles)

@@ -203,3 +203,17 @@ def test_examples_that_are_too_long_for_a_stage_are_left_out(made: Path) -> None
   assert [example for example in every if example in kept] == kept
   with pytest.raises(ValueError, match="of at most 100 tokens; raise the stage's prompt_tokens"):
     setup.short_enough(made / "data" / "train", 100, 4, len)
+
+
+def test_roots_of_one_name_keep_their_documents_apart(tmp_path: Path) -> None:
+  for parent in ("one", "two"):
+    (tmp_path / parent / "notes").mkdir(parents=True)
+    (tmp_path / parent / "notes" / "a.md").write_text(f"# In {parent}\n\n" + f"The {parent} text of some words. " * 20)
+  config = config_of(tmp_path)
+  config.unlock()
+  config.documents = f"{tmp_path / 'one' / 'notes'},{tmp_path / 'two' / 'notes'}"
+  settings = synthesize.settings_of(config, tmp_path / "work")
+  (chunk,) = steps.chunks(settings)
+  steps.read_chunk(settings, chunk)
+  read = json.loads(chunk.part(settings).read_text())
+  assert [document["id"] for document in read["documents"]] == ["notes/a.md", "notes-2/a.md"]
