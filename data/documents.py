@@ -20,6 +20,8 @@ _LANGUAGES = """bash c cc clj cpp cs cu cuh cxx dart ex exs f90 go h hpp hs java
   pyi pyx r rb rs scala sh sql swift ts tsx zig"""
 CODE_SUFFIXES = frozenset(f".{name}" for name in _LANGUAGES.split())
 
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})
+
 # The rules' thresholds: ours, the report names none. Real documents of all domains stay well inside.
 SHORTEST = 200  # characters
 FEWEST_LETTERS = 0.3  # of the characters that are not white space; tables of figures have more
@@ -99,17 +101,19 @@ def clean(text: str) -> str:
 
 
 def judge(document: Document, languages: Sequence[str] = ()) -> Rejected | None:
-  """The first rule that the document breaks; `languages` are ISO 639-1 codes, none for any. Code speaks no language."""
+  """The first rule that the document breaks; `languages` are ISO 639-1 codes, none for any. Code speaks no language,
+  nor does a table of separated values, which may be of figures alone."""
   text, code = document.text, document.domain == "code"
+  table = PurePosixPath(document.source.path).suffix.lower() in TABLE_SUFFIXES
   if len(text) < SHORTEST:
     return Rejected(document.id, "too_short", f"{len(text)} characters; at least {SHORTEST}")
-  if (share := letters(text)) < FEWEST_LETTERS:
+  if not table and (share := letters(text)) < FEWEST_LETTERS:
     return Rejected(document.id, "not_text", f"{share:.0%} of it letters; at least {FEWEST_LETTERS:.0%}")
   if (share := repeated(text)) > MOST_REPEATED:
     return Rejected(document.id, "repeated_lines", f"{share:.0%} of it stood before; at most {MOST_REPEATED:.0%}")
   if not code and (length := longest_word(text)) > LONGEST_WORD:
     return Rejected(document.id, "long_lines", f"{length} characters without a space; at most {LONGEST_WORD}")
-  if languages and not code and (found := language(text)) not in languages:
+  if languages and not code and not table and (found := language(text)) not in languages:
     return Rejected(document.id, "language", f"{found}; wanted {', '.join(languages)}")
   return None
 

@@ -1,16 +1,24 @@
-"""The title and text of a file's bytes: plain text in any encoding, HTML, PDF. What has none raises `Unreadable`."""
+"""The title and text of a file's bytes: plain text in any encoding, HTML, PDF; tables of separated values by rows.
+
+What has none raises `Unreadable`.
+"""
 
 import codecs
+import csv
 import html
 import io
 import re
+from collections.abc import Sequence
 
 from qwenlong_jax.data.documents import needed
 
+SEPARATORS = ",;\t|"
 DETECTED = 2**18  # bytes that the detection of an encoding looks at
 
 _DECLARED = re.compile(rb"""(?:charset|coding|encoding)\s*[:=]\s*["']?([-\w.]+)""")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?%?", re.IGNORECASE)
+_YEAR = re.compile(r"(?:1\d|20)\d\d")
 _ASCII = set(map(chr, range(128)))
 _MARKS = (
   (codecs.BOM_UTF8, "utf-8-sig"),
@@ -68,6 +76,29 @@ def pdf(raw: bytes) -> tuple[str, str]:
   if not text.strip():
     raise Unreadable("empty", f"{len(reader.pages)} pages without text; recognise scanned ones first")
   return title if isinstance(title, str) else "", text
+
+
+def separated(raw: bytes) -> list[list[str]]:
+  """The rows of a table of separated values, the header first; each cell on one line."""
+  text = decode(raw).lstrip("\n\r")
+  first = text.partition("\n")[0]
+  try:
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=first.count)))
+  except csv.Error as error:
+    raise Unreadable("damaged", f"no table of separated values: {error}") from error
+  rows = [[" ".join(cell.split()) for cell in row] for row in rows if any(map(str.strip, row))]
+  header = rows[0] if rows else []
+  if len(header) < 2:
+    raise Unreadable("no_table", f"one column; wanted a line of names, parted by one of {SEPARATORS!r}")
+  if numbers := [cell for cell in header if _NUMBER.fullmatch(cell) and not _YEAR.fullmatch(cell)]:
+    raise Unreadable("no_header", f"{numbers[0]} in the first line is no name of a column; put a line of names there")
+  return rows
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+  """A table; the first row is the header."""
+  lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+  return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def decode(raw: bytes) -> str:

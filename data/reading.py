@@ -1,4 +1,5 @@
-"""Documents out of files: text, Markdown, HTML, PDF, source code, JSONL, Parquet, Hugging Face data sets on disk.
+"""Documents out of files: text, Markdown, HTML, PDF, source code, tables of separated values, JSONL, Parquet, Hugging
+Face data sets on disk.
 
 A file that holds one document is read whole; a file of records is streamed, a line or a batch at a time. What is
 damaged, empty or not a text comes back as `Rejected`, never as an exception and never not at all.
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 from qwenlong_jax.data.documents import (
   CODE_SUFFIXES,
   DOMAINS,
+  TABLE_SUFFIXES,
   Document,
   Rejected,
   Source,
@@ -23,10 +25,11 @@ from qwenlong_jax.data.documents import (
   needed,
   title_of,
 )
-from qwenlong_jax.data.formats import Unreadable, page, pdf, plain
+from qwenlong_jax.data.formats import Unreadable, as_markdown, page, pdf, plain, separated
 
 LARGEST = 16 * 2**20  # bytes of a file that is one document, or of a line: 4M tokens; its words are held in memory
 ROWS = 64  # of a Parquet file, held at a time
+TABLE_ROWS = 50  # of a table's document, at most
 
 
 # What stands beside the .arrow files of a Hugging Face data set on disk.
@@ -93,14 +96,32 @@ def _some(documents: Iterable[Document | Rejected]) -> Iterator[Document | Rejec
 
 
 def _whole(path: Path, name: str, extract: Callable[[bytes], tuple[str, str]]) -> Document:
+  raw = _bytes(path)
+  title, text = extract(raw)
+  return _document(name, name, text, Source(name, 0, len(raw), hashlib.sha256(raw).hexdigest()), title)
+
+
+def _bytes(path: Path) -> bytes:
   size = path.stat().st_size
   if size > LARGEST:
     raise Unreadable("too_large", f"{size:,} bytes; at most {LARGEST:,}, cut it or make it a .jsonl of documents")
   raw = path.read_bytes()
   if not raw.strip():
     raise Unreadable("empty", f"{size} bytes")
-  title, text = extract(raw)
-  return _document(name, name, text, Source(name, 0, len(raw), hashlib.sha256(raw).hexdigest()), title)
+  return raw
+
+
+def _table(path: Path, name: str) -> Iterator[Document | Rejected]:
+  """Rows that follow one another, in equal parts under the header: questions go across documents, and a whole table is
+  often the only one of its kind. Cut by number alone: which column parts them best no one said."""
+  raw = _bytes(path)
+  header, *rows = separated(raw)
+  source = Source(name, 0, len(raw), hashlib.sha256(raw).hexdigest())
+  parts = -(-len(rows) // TABLE_ROWS)
+  for part in range(parts):
+    first, last = len(rows) * part // parts, len(rows) * (part + 1) // parts
+    title = path.stem if parts == 1 else f"{path.stem}, rows {first + 1} to {last}"
+    yield _document(f"{name}#{part + 1}", name, as_markdown([header, *rows[first:last]]), source, title)
 
 
 def _document(ident: str, name: str, text: str, source: Source, title: str = "", domain: str = "") -> Document:
@@ -214,4 +235,5 @@ def _row(batch: Any, i: int) -> dict[str, Any]:
 
 _TEXTS = {suffix: plain for suffix in (".txt", ".md", ".rst", *CODE_SUFFIXES)}
 _TEXTS |= {".html": page, ".htm": page, ".pdf": pdf}
-_RECORDS = {".jsonl": _jsonl, ".parquet": _parquet, ".arrow": _arrow}
+_RECORDS = {suffix: _table for suffix in TABLE_SUFFIXES}
+_RECORDS |= {".jsonl": _jsonl, ".parquet": _parquet, ".arrow": _arrow}

@@ -11,7 +11,9 @@ Prints a table; exits with 1 and the first that are wrong if any is.
 """
 
 import argparse
+import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -19,6 +21,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +175,7 @@ class Library:
     if path.suffix.lower() in OTHER_FORMATS:
       self.not_read += 1
       return ""
-    text = cleaned(json.loads(record)["text"] if path.suffix.lower() == ".jsonl" else decoded(record))
+    text = cleaned(_text(path, record, source["id"]))
     if text[start:end] != quoted:
       return f"characters {start} to {end} of {source['id']} are not {quoted[:60]!r}"
     return ""
@@ -187,10 +190,35 @@ class Library:
     for root in self.roots:
       for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix.lower() not in OTHER_FORMATS | {".jsonl"}:
-          text = cleaned(decoded(_bytes(path)))
-          if all(piece in text for piece in wanted):
+          raw = _bytes(path)
+          texts = parts(raw) if path.suffix.lower() in (".csv", ".tsv") else [decoded(raw)]
+          if any(all(piece in text for piece in wanted) for text in map(cleaned, texts)):
             return path
     return None
+
+
+def _text(path: Path, record: bytes, ident: str) -> str:
+  suffix = path.suffix.lower()
+  if suffix in (".csv", ".tsv"):
+    return parts(record)[int(ident.rpartition("#")[2]) - 1]
+  return json.loads(record)["text"] if suffix == ".jsonl" else decoded(record)
+
+
+@lru_cache(maxsize=64)
+def parts(raw: bytes) -> list[str]:
+  """The documents of a table of separated values: equal parts of at most 50 rows as Markdown, each with the header."""
+  text = decoded(raw).strip("\r\n")
+  head = text.splitlines()[0]
+  separator = max(",", ";", "\t", "|", key=head.count)
+  lines = []
+  for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+    cells = [" ".join(cell.split()).replace("|", "\\|") for cell in row]
+    if any(cells):
+      lines.append(f"| {' | '.join(cells)} |")
+  top = f"{lines[0]}\n|{'---|' * len(next(csv.reader([head], delimiter=separator)))}"
+  count, number = len(lines) - 1, (len(lines) + 48) // 50
+  edges = [1 + count * n // number for n in range(number + 1)]
+  return ["\n".join([top, *lines[first:last]]) for first, last in pairwise(edges)]
 
 
 @lru_cache(maxsize=64)
@@ -258,10 +286,11 @@ def shared(samples: Sequence[tuple[str, Record]], library: Library) -> Iterator[
 
 
 def _piece(excerpt: Excerpt) -> str:
-  """The longest paragraph, which stands in its document as it is: no heading said again, nothing of a conversation."""
+  """The longest paragraph, which stands in its document as it is: no heading or table's header said again, nothing of a
+  conversation."""
   parts = re.split(r"\n\n|\n\[\.\.\.\]\n", excerpt.body)
   own = [part for part in parts if not re.match(r"\w+: .*\n\w+: (?:Agreed|No),", part)]
-  return re.sub(r"\A\n*#+ .*\n", "", max(own, key=len)).strip("\n")
+  return re.sub(r"\A\n*(?:#+ .*\n)?(?:.*\|.*\n[-:| ]+\n)?", "", max(own, key=len)).strip("\n")
 
 
 # --- the report

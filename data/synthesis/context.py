@@ -1,12 +1,13 @@
 """A long context made of excerpts: what a question needs, near and far distractors around it, up to a target length.
 
 A page is an excerpt of one document: a line `=== name ===`, then sections in their order, `[...]` where some are left
-out, and again the heading that one behind a gap belongs to. Pages with evidence are spread over the context at equal
-distances, from an offset that runs over all depths.
+out, and again the heading and the table's header that one behind a gap belongs to. Pages with evidence are spread over
+the context at equal distances, from an offset that runs over all depths.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,12 @@ class Context:
   starts: tuple[tuple[int, ...], ...]
   talk: tuple[tuple[int, int], ...] = ()
 
+  @cached_property
+  def _page(self) -> dict[int, int]:
+    return {document: number for number, (document, _) in enumerate(self.pages)}
+
   def page(self, document: int) -> int | None:
-    return next((n for n, (other, _) in enumerate(self.pages) if other == document), None)
+    return self._page.get(document)
 
   def find(self, document: int, start: int, end: int) -> tuple[int, int] | None:
     """Where characters [start, end) of a document stand in the context, if all of them do, without a gap."""
@@ -163,8 +168,9 @@ def _header(corpus: Corpus, document: int) -> int:
   return 8 + len(corpus.names[document]) // 2
 
 
-def _cost(corpus: Corpus, document: int, found: Iterable[int]) -> int:
-  return _header(corpus, document) + sum(corpus.tokens[document][section] + 4 for section in found)
+def _cost(corpus: Corpus, document: int, found: set[int]) -> int:
+  above = sum(len(corpus.sections[document][s].heading) // 3 for s in found if s - 1 not in found)
+  return _header(corpus, document) + above + sum(corpus.tokens[document][section] + 4 for section in found)
 
 
 def _ordered(

@@ -4,7 +4,8 @@ Letters: D documents, S sections (of all of them).
 """
 
 import re
-from collections import defaultdict
+from bisect import bisect_left, bisect_right
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import bm25s
 import numpy as np
 
 from qwenlong_jax.data.documents import Document
+from qwenlong_jax.data.synthesis import tables
 from qwenlong_jax.data.synthesis.outline import Entity, Section, entities, sections
 
 _WORD = re.compile(r"[^\W\d_]{5,}")
@@ -93,12 +95,39 @@ class Corpus:
     best = np.argsort(-scores, kind="stable")[:count]
     return [self.places[place] for place in best if scores[place] > 0]
 
+  def times(self, attribute: str) -> Counter[str]:
+    """How many entities state each value of an attribute, in lower case."""
+    if attribute not in self._times:
+      facts = (self.entities[number][1].facts[attribute] for number in self.holders.get(attribute, ()))
+      self._times[attribute] = Counter(fact.value.casefold() for fact in facts)
+    return self._times[attribute]
+
+  @cached_property
+  def _times(self) -> dict[str, Counter[str]]:
+    return {}
+
   def covering(self, document: int, start: int, end: int) -> list[int]:
     """The document's sections that hold characters [start, end)."""
-    return [n for n, section in enumerate(self.sections[document]) if section.start < end and start < section.end]
+    found = self.sections[document]
+    first = bisect_right(found, start, key=lambda section: section.end)
+    return list(range(first, bisect_left(found, end, key=lambda section: section.start)))
+
+  @cached_property
+  def _of(self) -> dict[int, list[int]]:
+    found = defaultdict(list)
+    for number, (document, _) in enumerate(self.entities):
+      found[document].append(number)
+    return found
+
+  def of(self, document: int) -> list[int]:
+    """A document's entities."""
+    return self._of.get(document, [])
 
 
 def called(entity: Entity) -> str:
+  """What others call it by; a row by its key, beside which a document may have the same name."""
+  if entity.noun == tables.NOUN:
+    return f"| {entity.name.casefold()}" if entity.key else ""
   return entity.name.removeprefix("class ") if entity.noun == "class" else entity.name.casefold()
 
 
@@ -106,7 +135,7 @@ def make(
   split: str, domain: str, name: str, documents: Sequence[Document], count: Callable[[list[str]], list[int]]
 ) -> Corpus:
   """`count` gives the lengths of texts in tokens."""
-  cut = tuple(tuple(sections(document)) for document in documents)
+  cut = tuple(tuple(tables.headed(document, sections(document))) for document in documents)
   return Corpus(
     split=split,
     domain=domain,
@@ -117,7 +146,9 @@ def make(
     tokens=tuple(
       tuple(count([document.text[s.start : s.end] for s in found])) for document, found in zip(documents, cut)
     ),
-    entities=tuple((n, entity) for n, document in enumerate(documents) for entity in entities(document)),
+    entities=tuple(
+      (n, entity) for n, document in enumerate(documents) for entity in [*entities(document), *tables.rows(document)]
+    ),
   )
 
 
@@ -131,9 +162,15 @@ def _unique(documents: Iterable[Document]) -> Iterable[str]:
 
 
 def linked(corpus: Corpus, entity: Entity, attribute: str) -> int | None:
-  """The entity that a fact's value names first, if it is one of the corpus. A class names its base class only."""
+  """The entity that a fact's value names first, if it is one of the corpus. A class names its base class only, a row
+  another row whose name stands in no second one of the same column."""
   value = entity.facts[attribute].value
   if entity.noun == "class":
     return corpus.by_name.get(value) if attribute == "base class" else None
-  first = re.split(r"[;,(]", value)[0].strip()
-  return corpus.by_name.get(_QUANTITY.sub("", first).casefold())
+  first = _QUANTITY.sub("", re.split(r"[;,(]", value)[0].strip()).casefold()
+  if entity.noun != tables.NOUN:
+    return corpus.by_name.get(first)
+  other = corpus.by_name.get(f"| {first}")
+  if other is None or (key := corpus.entities[other][1].key) == attribute:
+    return None
+  return other if corpus.times(key)[first] == 1 else None

@@ -1,12 +1,12 @@
 """Corpus-level numerical questions (section 3 of the report): one table out of many documents, queried by SQL.
 
-The columns are attributes that many documents state, the rows those documents whose statements are in the context. A
-template gives the question and the query side by side; DuckDB's result is the ground truth.
+The columns are attributes that many documents state, the rows those documents whose statements are in the context; or
+columns of tables of many documents, with the rows that are in the context. A template gives the question and the query
+side by side; DuckDB's result is the ground truth.
 """
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft, places
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.graph import Graph, clear, number_text, pick, rounded
+from qwenlong_jax.data.synthesis.tables import NOUN
 
 KINDS = ("statistics", "aggregation", "calculation", "ranking", "grouping")
-ROWS = 6  # the fewest
+FEWEST_ROWS, MOST_ROWS = 6, 40
 _DRAWS = 12
 
 # Per kind: (question, SQL over the table facts(name, x, y, g), decimals, unit: of x, "%" or none).
@@ -89,65 +90,69 @@ def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int) -> D
   for _ in range(_DRAWS):
     question, sql, decimals, unit = pick(rng, _TEMPLATES[kind])
     columns = _columns(rng, graph, question)
-    if columns is None:
+    # Rows of tables have no titles by which an answer could name them.
+    if columns is None or (decimals < 0 and _noun(graph, columns) == NOUN):
       continue
     rows = _rows(rng, graph, columns, target)
-    if len(rows) >= ROWS:
+    if len(rows) >= FEWEST_ROWS and len({graph.document(n) for n in rows}) > 1:
       return _draft(rng, graph, kind, (question, sql, decimals, unit), columns, rows)
   return None
 
 
 def _columns(rng: np.random.Generator, graph: Graph, question: str) -> dict[str, str] | None:
-  """Attributes for the letters of a template: x, y numbers of one unit each, g of few different texts."""
+  """Attributes for the letters of a template, of one entity at least: x, y numbers of one unit each, g of few different
+  texts."""
   if not graph.numeric:
     return None
   columns = {"x": pick(rng, graph.numeric)}
-  if "{y}" in question:
-    columns["y"] = pick(rng, graph.numeric)
-  if "{g}" in question:
-    texts = grouping(graph)
-    if not texts:
-      return None
-    columns["g"] = pick(rng, texts)
-  return columns if len(set(columns.values())) == len(columns) else None
+  beside = graph.entity(pick(rng, graph.corpus.holders[columns["x"]])).facts
+  for letter, among in (("y", graph.numeric), ("g", graph.grouping)):
+    if f"{{{letter}}}" in question:
+      able = [attribute for attribute in among if attribute in beside and attribute != columns["x"]]
+      if not able:
+        return None
+      columns[letter] = pick(rng, able)
+  return columns
 
 
-def grouping(graph: Graph) -> list[str]:
-  """Attributes whose values are short texts, each of several documents."""
-  found = []
-  for attribute in graph.corpus.holders:
-    if graph.known(attribute):
-      facts = [graph.entity(n).facts[attribute] for n in graph.corpus.holders[attribute]]
-      values = [fact.value for fact in facts]
-      plain = all(len(value) < 40 and not re.search(r"[\d'\"\\{}]", value) for value in values)
-      if plain and 3 <= len(set(values)) <= len(values) / 3:
-        found.append(attribute)
-  return sorted(found)
+def _noun(graph: Graph, columns: dict[str, str]) -> str:
+  return graph.entity(graph.corpus.holders[columns["x"]][0]).noun
 
 
 def _rows(rng: np.random.Generator, graph: Graph, columns: dict[str, str], target: int) -> list[int]:
-  """Entities that state every column, as many as fit into most of the context, at random."""
-  able = set(graph.corpus.holders[columns["x"]])
-  for attribute in columns.values():
-    able &= set(graph.corpus.holders[attribute])
+  """Entities that state every column, as many as fit into most of the context, at random: one of a document, or of a
+  table in it all rows of a section."""
+  groups = _groups(graph, columns)
   units = {c: _unit(graph, columns[c]) for c in ("x", "y") if c in columns}
   fits = lambda n: all(  # noqa: E731
     graph.entity(n).facts[columns[c]].number is not None and graph.entity(n).facts[columns[c]].unit == unit
     for c, unit in units.items()
   )
-  candidates = [n for n in sorted(able) if fits(n)]
   room, used = 0.75 * target, set[int]()
   chosen: list[int] = []
-  for n in (candidates[i] for i in rng.permutation(len(candidates))):
-    document = graph.document(n)
-    needed = {s for a in columns.values() for s in graph.corpus.covering(*graph.evidence(n, a))}
+  for members in (groups[i] for i in rng.permutation(len(groups))):
+    document = graph.document(members[0])
+    if document in used or not all(map(fits, members)):
+      continue
+    needed = {s for n in members for a in columns.values() for s in graph.corpus.covering(*graph.evidence(n, a))}
     room -= sum(graph.corpus.tokens[document][s] for s in needed) + 20
-    if room < 0 or len(chosen) == 40:
+    if room < 0 or len(chosen) + len(members) > MOST_ROWS:
       break
-    if document not in used:
-      used.add(document)
-      chosen.append(n)
+    used.add(document)
+    chosen += members
   return chosen
+
+
+def _groups(graph: Graph, columns: dict[str, str]) -> list[list[int]]:
+  """The entities that state every column; rows of a section together, since a reader sees them all."""
+  able = set.intersection(*(set(graph.corpus.holders[attribute]) for attribute in columns.values()))
+  if _noun(graph, columns) != NOUN:
+    return [[n] for n in sorted(able)]
+  groups: dict[tuple[int, int], list[int]] = {}
+  for n in sorted(able):
+    document, start, end = graph.evidence(n, columns["x"])
+    groups.setdefault((document, graph.corpus.covering(document, start, end)[0]), []).append(n)
+  return list(groups.values())
 
 
 def _unit(graph: Graph, attribute: str) -> str:
@@ -168,26 +173,28 @@ def _draft(
   table = [
     (corpus.names[graph.document(n)], *(_cell(graph, n, columns.get(c), c) for c in ("x", "y", "g"))) for n in rows
   ]
-  asked = _fill(rng, template, columns, table, _unit(graph, columns["x"]))
+  asked = _fill(rng, template, columns, table, _unit(graph, columns["x"]), _noun(graph, columns))
   if asked is None:
     return None
-  others = {n for attribute in columns.values() for n in corpus.holders[attribute]} - set(rows)
-  said: dict[int, list[int]] = {}
-  for n in others:
-    said.setdefault(graph.document(n), []).extend(
-      s for a in columns.values() if a in graph.entity(n).facts for s in corpus.covering(*graph.evidence(n, a))
-    )
+  chosen = set(rows)
+
+  @functools.cache
+  def said(document: int) -> set[int]:
+    """The document's sections that state a column of others."""
+    facts = ((n, a) for n in corpus.of(document) if n not in chosen for a in columns.values())
+    stated = (graph.evidence(n, a) for n, a in facts if a in graph.entity(n).facts)
+    return {section for place in stated for section in corpus.covering(*place)}
 
   def ask(context: Context) -> Asked | None:
-    shown_rows = {n for n, _ in places(context, columns["x"])}
-    return asked if shown_rows == set(rows) else None
+    shown_rows = set.intersection(*({n for n, _ in places(context, a)} for a in columns.values()))
+    return asked if shown_rows == chosen else None
 
   return Draft(
     kind=kind,
     evidence=evidence,
     ask=ask,
     query=asked.question,
-    accept=lambda document, found: not set(found) & set(said.get(document, ())),
+    accept=lambda document, found: said(document).isdisjoint(found),
   )
 
 
@@ -204,16 +211,18 @@ def _fill(
   columns: dict[str, str],
   table: list[tuple],
   unit: str,
+  noun: str,
 ) -> Asked | None:
   """The question with its numbers; None if its result is degenerate (empty, a tie, of one row, near a rounding tie)."""
   question, sql, decimals, of = template
   xs = sorted({row[1] for row in table})
-  if len(xs) < len(table) or abs(xs[-1]) > 1e15:
+  # Ties matter where the answer is a name.
+  if len(xs) < (len(table) if decimals < 0 else FEWEST_ROWS) or max(map(abs, xs)) > 1e15:
     return None
   holes: dict[str, Any] = {"k": 2 + int(rng.random() * (len(table) - 3)), "t": 0.0, "v": ""}
   if "y" in columns:
     ys = sorted({row[2] for row in table})
-    if len(ys) < ROWS:
+    if len(ys) < FEWEST_ROWS:
       return None
     middle = holes["t"] = _between(ys[len(ys) // 3 : len(ys) - len(ys) // 3 + 1])
     if middle is None or min(sum(row[2] > middle for row in table), sum(row[2] < middle for row in table)) < 2:
@@ -229,10 +238,11 @@ def _fill(
   names = {letter: f'"{attribute}"' for letter, attribute in columns.items()}
   text = question.format(**names, k=holes["k"], v=holes["v"], t=number_text(holes["t"], ""))
   listed = " and a ".join(f'"{attribute}"' for attribute in columns.values())
-  opening = f"Consider all documents above that state a {listed}: "
+  opening = f"Consider all {noun}s above that state a {listed}: "
   if decimals < 0:
     candidates = tuple(row[0] for row in table)
-    return Asked(f"{opening}{text}?", value, candidates, _program(sql, columns, table, decimals, "")) if value else None
+    program = _program(sql, noun, columns, table, decimals, "")
+    return Asked(f"{opening}{text}?", value, candidates, program) if value else None
   if value is None or not clear(value, decimals):
     return None
   shown_unit = unit if of == "x" else "%"
@@ -242,7 +252,7 @@ def _fill(
   if answer in named or round(value, decimals) == 0:
     return None
   rounding = f"Give it{stated}, as a plain number without words such as million, rounded to {decimals} decimals."
-  program = _program(sql, columns, table, decimals, shown_unit)
+  program = _program(sql, noun, columns, table, decimals, shown_unit)
   return Asked(f"{opening}{text}? {rounding}", answer, (answer, *_shortcuts(table, decimals, shown_unit)), program)
 
 
@@ -266,8 +276,11 @@ def _shortcuts(table: list[tuple], decimals: int, unit: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys(rounded(value, decimals, unit) for value in values if math.isfinite(value)))
 
 
-def _program(sql: str, columns: dict[str, str], table: list[tuple], decimals: int, unit: str) -> dict[str, Any]:
-  return {"kind": "sql", "sql": sql, "columns": columns, "rows": len(table), "decimals": decimals, "unit": unit}
+def _program(
+  sql: str, noun: str, columns: dict[str, str], table: list[tuple], decimals: int, unit: str
+) -> dict[str, Any]:
+  program = {"kind": "sql", "sql": sql, "noun": noun, "columns": columns, "rows": len(table)}
+  return program | {"decimals": decimals, "unit": unit}
 
 
 @functools.cache

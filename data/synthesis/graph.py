@@ -52,13 +52,15 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Graph:
-  """`common`: entities with facts of attributes that HOLDERS entities have; `links`: (entity, attribute) -> entity."""
+  """`common`: entities with facts of attributes that HOLDERS entities have; `links`: (entity, attribute) -> entity.
+  Of these attributes are `numeric`, `dated`, and `grouping`: of few short texts."""
 
   corpus: Corpus
   common: tuple[int, ...]
   links: tuple[tuple[int, str, int], ...]
   numeric: tuple[str, ...]
   dated: tuple[str, ...]
+  grouping: tuple[str, ...]
 
   @staticmethod
   def of(corpus: Corpus) -> "Graph":
@@ -80,6 +82,9 @@ class Graph:
   def evidence(self, number: int, attribute: str) -> tuple[int, int, int]:
     fact = self.entity(number).facts[attribute]
     return self.document(number), fact.start, fact.end
+
+  def statement(self, number: int, attribute: str) -> str:
+    return f"{attribute}: {self.entity(number).facts[attribute].value}"
 
   def scopes(self, *numbers: int) -> list[tuple[int, int, int]]:
     return [(self.document(n), *scope) for n in numbers if (scope := self.entity(n).scope)]
@@ -105,13 +110,21 @@ def _build(corpus: Corpus) -> Graph:
       dated.append(attribute)
   links.sort(key=lambda link: hash_of(corpus.entities[link[0]][1].name, link[1]))
   common = [n for n, (_, entity) in enumerate(corpus.entities) if len(known & entity.facts.keys()) > 1]
-  return Graph(corpus, tuple(common), tuple(links), tuple(numeric), tuple(dated))
+  grouping = tuple(attribute for attribute in sorted(known) if _few_texts(corpus, attribute))
+  return Graph(corpus, tuple(common), tuple(links), tuple(numeric), tuple(dated), grouping)
+
+
+def _few_texts(corpus: Corpus, attribute: str) -> bool:
+  """Whether its values are short texts, each of several entities."""
+  values = [corpus.entities[n][1].facts[attribute].value for n in corpus.holders[attribute]]
+  plain = all(len(value) < 40 and not re.search(r"[\d'\"\\{}]", value) for value in values)
+  return plain and 3 <= len(set(values)) <= len(values) / 3
 
 
 def describe(rng: np.random.Generator, graph: Graph, number: int, avoid: Sequence[str] = ()) -> list[Constraint] | None:
   """Facts about an entity, made vague, which together are true of no other entity of the graph; two, three at most."""
   entity = graph.entity(number)
-  attributes = [a for a in entity.facts if graph.known(a) and a not in avoid]
+  attributes = [a for a in entity.facts if graph.known(a) and a not in (*avoid, entity.key)]
   found: list[Constraint] = []
   left = {n for n in range(len(graph.corpus.entities))}
   for attribute in (attributes[n] for n in rng.permutation(len(attributes))):

@@ -66,15 +66,17 @@ def _hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | None:
   for draw in range(_DRAWS):
     start, link, end = pick(rng, graph.links) if draw else graph.links[turn % len(graph.links)]
     constraints = describe(rng, graph, start, avoid=(link,))
-    attributes = _answers(graph, end, avoid=(link,))
+    key = graph.entity(end).key
+    attributes = _answers(graph, end, avoid=(link, key))
     if constraints and attributes:
       noun, attribute = graph.entity(start).noun, pick(rng, attributes)
       question = (
-        f'Find {said(constraints, noun)}. Its "{link}" names another {noun} of the text above '
+        f'Find {said(constraints, noun)}. Its "{link}" names another {noun} of the text above{_by(key)} '
         f'(the first one that stands there). What is the "{attribute}" of that other {noun}?'
       )
       program = {"kind": "hop", "noun": noun, "start": as_json(constraints), "link": link, "answer": attribute}
-      return _path(graph, "multi_fact", question, [(start, constraints), (start, link), (end, attribute)], program)
+      steps = [(start, constraints), (start, link), *([(end, key)] if key else []), (end, attribute)]
+      return _path(graph, "multi_fact", question, steps, program | {"key": key})
   return None
 
 
@@ -88,35 +90,37 @@ def _inverse_hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | N
   only = [(starts[0], link, end) for (link, end), starts in naming.items() if len(starts) == 1]
   for draw in range(_DRAWS if only else 0):
     start, link, end = pick(rng, only) if draw else only[turn % len(only)]
+    key = graph.entity(end).key
     constraints = describe(rng, graph, end, avoid=(link,))
     attributes = _answers(graph, start, avoid=(link,))
     if constraints and attributes:
       noun, attribute = graph.entity(start).noun, pick(rng, attributes)
       question = (
         f"Suppose that {said(constraints, noun)} no longer existed. Exactly one other {noun} of the text above would "
-        f'be affected because its "{link}" names it first. What is the "{attribute}" of that other {noun}?'
+        f'be affected because its "{link}" names it{_by(key)} first. What is the "{attribute}" of that other {noun}?'
       )
       program = {"kind": "inverse", "noun": noun, "start": as_json(constraints), "link": link, "answer": attribute}
-      return _path(graph, "causal", question, [(end, constraints), (start, link), (start, attribute)], program)
+      steps = [(end, constraints), *([(end, key)] if key else []), (start, link), (start, attribute)]
+      return _path(graph, "causal", question, steps, program | {"key": key})
   return None
+
+
+def _by(key: str) -> str:
+  return f' by its "{key}"' if key else ""
 
 
 def _path(graph: Graph, kind: str, question: str, steps: Sequence[tuple[int, Any]], program: dict[str, Any]) -> Draft:
   """`steps`: entities with an attribute or with the constraints that describe them; the last one is the answer."""
-  evidence = []
-  for number, what in steps:
-    for attribute in [what] if isinstance(what, str) else [c.attribute for c in what]:
-      evidence.append(graph.evidence(number, attribute))
+  stated = [(n, a) for n, what in steps for a in ([what] if isinstance(what, str) else [c.attribute for c in what])]
+  evidence = [graph.evidence(*one) for one in stated]
   number, attribute = steps[-1]
   fact = graph.entity(number).facts[attribute]
-  corpus = graph.corpus
-  lines = [corpus.documents[document].text[start:end].strip() for document, start, end in evidence]
+  reasoning = "; ".join(graph.statement(*one)[:120] for one in stated[:-1])
 
   def ask(context: Context) -> Asked | None:
     others = dict.fromkeys(shown(other) for _, other in places(context, attribute))
     if sum(shown(other) == shown(fact) for _, other in places(context, attribute)) != 1 or len(others) < 3:
       return None
-    reasoning = "; ".join(line[:120] for line in lines[:-1])
     return Asked(question, shown(fact), tuple(others), program, reasoning)
 
   return Draft(

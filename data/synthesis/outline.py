@@ -29,7 +29,8 @@ _SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "tril
 
 @dataclass(frozen=True, slots=True)
 class Section:
-  """Characters [start, end) of a document's text; `heading` is the line of the heading that it continues, if any."""
+  """Characters [start, end) of a document's text; `heading`: the lines of the heading and the table's header that it
+  continues, if any."""
 
   start: int
   end: int
@@ -57,6 +58,7 @@ class Entity:
   noun: str
   facts: dict[str, Fact]
   scope: tuple[int, int] | None = None
+  key: str = ""  # the attribute that gives the name, if it is one
 
 
 def sections(document: Document, longest: int = LONGEST) -> list[Section]:

@@ -124,6 +124,30 @@ def test_a_line_of_jsonl_is_a_document_and_its_span_holds_the_text(tmp_path):
     assert clean(json.loads(span)["text"]) == document.text == clean(record["text"])
 
 
+def test_a_table_file_becomes_documents_of_some_rows_each_below_the_header(tmp_path):
+  rows = [["town", "people", "1990"], ['"Ort; old"', "1,250", "7"], ["Pell | new", "", "8"], ["Quill\nhill", "3", "9"]]
+  content = "\n".join(";".join(f'"{cell}"' if "\n" in cell else cell for cell in row) for row in rows)
+  found = one(written(tmp_path, "towns.csv", content))
+  assert (found.id, found.title, found.source.path) == ("towns.csv#1", "towns", "towns.csv")
+  assert found.text.split("\n") == [
+    "| town | people | 1990 |",
+    "|---|---|---|",
+    "| Ort; old | 1,250 | 7 |",
+    "| Pell \\| new |  | 8 |",
+    "| Quill hill | 3 | 9 |",
+  ]
+  many = "name\tsize\n" + "".join(f"n{number}\t{number}\n" for number in range(120))
+  parts = list(reading.read(written(tmp_path, "long.tsv", many), tmp_path))
+  assert [part.title for part in parts] == ["long, rows 1 to 40", "long, rows 41 to 80", "long, rows 81 to 120"]
+  assert parts[1].text.split("\n")[:3] == ["| name | size |", "|---|---|", "| n40 | 40 |"]
+
+
+def test_a_table_of_figures_alone_is_a_document(tmp_path):
+  figures = "year,size\n" + "".join(f"{1900 + n},{n * 37 % 1000}\n" for n in range(60))
+  (first, _) = reading.read(written(tmp_path, "a.csv", figures), tmp_path)
+  assert documents.judge(first, ("en",)) is None
+
+
 def test_a_bad_line_of_jsonl_costs_no_other(tmp_path):
   lines = ['{"text": "first"}', "{broken", "", '{"title": "no text"}', '{"text": 3}', '{"text": "a\\ud800b"}', '{"te']
   found = list(reading.read(written(tmp_path, "a.jsonl", "\n".join(lines)), tmp_path))
@@ -216,13 +240,18 @@ def test_a_column_that_is_not_utf8_costs_one_record(tmp_path):
     ("a.arrow", b"", "damaged"),
     ("a.docx", b"PK", "unknown_format"),
     ("LICENCE", b"text", "unknown_format"),
+    ("a.csv", b"", "empty"),
+    ("a.csv", b"name,size\n", "empty"),
+    ("a.csv", b"name\nAlba\n", "no_table"),
+    ("a.csv", b"Alba,12\nBero,7\n", "no_header"),
+    ("a.csv", b"name,size\n\"" + b"x" * 200_000, "damaged"),
   ],
 )
 def test_what_is_no_document_is_refused_with_a_reason(tmp_path, name, content, reason):
   assert refused(written(tmp_path, name, content)) == reason
 
 
-@pytest.mark.parametrize("name", ["a.pdf", "a.html", "a.txt", "a.jsonl", "a.parquet", "a.arrow", "a.py"])
+@pytest.mark.parametrize("name", ["a.pdf", "a.html", "a.txt", "a.jsonl", "a.parquet", "a.arrow", "a.py", "a.csv"])
 def test_no_bytes_raise(tmp_path, name):
   for seed in range(20):
     path = written(

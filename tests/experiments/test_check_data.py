@@ -70,7 +70,7 @@ def hop():
 
 
 def total():
-  sql = {"kind": "sql", "sql": "SELECT sum(x) FROM facts", "columns": {"x": "Land > Area"}}
+  sql = {"kind": "sql", "sql": "SELECT sum(x) FROM facts", "noun": "document", "columns": {"x": "Land > Area"}}
   sql |= {"rows": 2, "decimals": 0, "unit": "sq km"}
   lines = [(name, DOCUMENTS[name].split("\n")[-1]) for name in TEST]
   return sample("test", TEST, sql, 'The sum of "Land > Area" in sq km, to 0 decimals?', "43 sq km", lines)
@@ -299,7 +299,7 @@ def test_words_that_are_parts_of_names_are_unclear(again):
 
 def test_a_tie_has_no_one_answer(again):
   context = "=== A ===\nX: 3\n\n=== B ===\nX: 3\n\n=== C ===\nX: 1\n"
-  sql = {"kind": "sql", "columns": {"x": "X"}, "rows": 3, "decimals": -1, "unit": ""}
+  sql = {"kind": "sql", "noun": "document", "columns": {"x": "X"}, "rows": 3, "decimals": -1, "unit": ""}
   first = sql | {"sql": "SELECT name FROM facts ORDER BY x DESC LIMIT 1"}
   with pytest.raises(again.Unclear, match="tie"):
     again.solve(first, context)
@@ -314,3 +314,60 @@ def test_text_is_cleaned_as_it_was(program):
 def test_neither_file_imports_the_project():
   for name in ("check_data", "recompute"):
     assert "qwenlong_jax" not in (FOLDER / f"{name}.py").read_text()
+
+
+TABLE = """=== Rivers ===
+# Rivers
+Source: a book
+
+| Long ones | |
+|---|---|
+| River | Length |
+|:--|--:|
+| Ni\\|le | 6,650 km |
+| Loire | – |
+| torn
+
+[...]
+
+## Others
+
+River | Founded year | River
+--- | --- | ---
+Rhine | 1850 | x
+Elbe | 1,850 | y
+"""
+
+
+def test_rows_of_tables_are_read_below_their_names(again):
+  (excerpt,) = again.excerpts(TABLE)
+  nile, loire, rhine, elbe = again.rows(excerpt)
+  values = {name: fact.value for name, fact in nile.facts.items()}
+  assert values == {"column River": "Ni|le", "column Length": "6,650 km"}
+  assert [TABLE[slice(*fact.place)] for fact in nile.facts.values()] == ["Ni\\|le", "6,650 km"]
+  assert list(loire.facts) == ["column River"]
+  founded = [entity.facts["column Founded year"] for entity in (rhine, elbe)]
+  assert [fact.year for fact in founded] == [1850, None]
+  assert [fact.quantity and fact.quantity.number for fact in founded] == [None, 1850]
+
+
+def test_a_row_is_found_by_what_it_is_called_in_a_column(again):
+  context = "=== A ===\n| name | seat |\n|--|--|\n| Alba | Ort |\n| Bero | Pell |\n\n"
+  context += "=== B ===\n| town | people |\n|--|--|\n| Ort | 120 |\n| Pell | 90 |\n"
+  hop = {"kind": "hop", "noun": "table row", "start": [["column name", "is", ["Alba"], ""]]}
+  hop |= {"link": "column seat", "key": "column town", "answer": "column people"}
+  answer = again.solve(hop, context)
+  assert answer.value == "120"
+  assert [context[slice(*places[0])] for places in answer.needs] == ["Alba", "Ort", "Ort", "120"]
+  sql = {"kind": "sql", "noun": "table row", "sql": "SELECT sum(x) FROM facts", "columns": {"x": "column people"}}
+  assert again.solve(sql | {"rows": 2, "decimals": 0, "unit": ""}, context).value.number == 210
+  inverse = hop | {"kind": "inverse", "start": [["column people", "between", [90, 100], ""]], "answer": "column name"}
+  assert again.solve(inverse, context).value == "Bero"
+
+
+def test_the_parts_of_a_table_file_are_those_that_reading_makes(program, tmp_path):
+  from qwenlong_jax.data.reading import read
+
+  path = tmp_path / "a.csv"
+  path.write_text('n;"text; with";c\n' + "".join(f'{n};"two\nlines | bar";\n' for n in range(120)))
+  assert [document.text for document in read(path, tmp_path)] == program.parts(path.read_bytes())
