@@ -253,7 +253,8 @@ def _fill(
     return None
   rounding = f"Give it{stated}, as a plain number without words such as million, rounded to {decimals} decimals."
   program = _program(sql, noun, columns, table, decimals, shown_unit)
-  return Asked(f"{opening}{text}? {rounding}", answer, (answer, *_shortcuts(table, decimals, shown_unit)), program)
+  candidates = tuple(dict.fromkeys((answer, *_shortcuts(table, decimals, shown_unit))))
+  return Asked(f"{opening}{text}? {rounding}", answer, candidates, program)
 
 
 def _between(values: Sequence[float]) -> float | None:

@@ -16,15 +16,16 @@ from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.graph import pick
 
 KINDS = ("needle", "agreement")
-_LABEL = re.compile(
-  r"^(?P<name>[A-Z][\w'’]*(?: [A-Za-z][\w'’]*){0,3})(?:\.[ \t]*$|:[ \t]+(?=\S))", re.MULTILINE
-)
+_NAME = r"[A-Z][\w'’]*(?: [A-Za-z][\w'’]*){0,3}"
+# Without an empty line above it, a short sentence on a line of its own belongs to a speech.
+_LABEL = re.compile(rf"^(?P<before>{_NAME}):[ \t]+(?=\S)|(?:\A|(?<=\n\n))(?P<above>{_NAME})\.[ \t]*$", re.MULTILINE)
 _SPEECH = range(60, 700)  # characters of a speech worth asking for
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
 def turns(text: str) -> list[tuple[str, int, int]]:
-  """(speaker, start, end) of every speech: after a line `NAME.` or behind `Name: `, to the next empty line or label."""
+  """(speaker, start, end) of every speech: behind `Name: `, or below a line `NAME.` that has an empty one above it, to
+  the next empty line or label."""
   labels = list(_LABEL.finditer(text))
   found = []
   for label, after in zip(labels, [*(label.start() for label in labels[1:]), len(text)]):
@@ -33,7 +34,7 @@ def turns(text: str) -> list[tuple[str, int, int]]:
     end = blank if blank >= 0 else after
     speech = text[start:end]
     start += len(speech) - len(speech.lstrip())
-    found.append((label["name"], start, start + len(speech.strip())))
+    found.append((label["before"] or label["above"], start, start + len(speech.strip())))
   return found
 
 
@@ -98,17 +99,18 @@ def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
   for subject in (events[n] for n in rng.permutation(len(events))):
     talk.append(_event(rng, people, subject, history[subject], stated[subject], figures))
     of.append(subject)
-  # What was said last shall be in force no more often than what was said before.
-  for subject in subjects:
-    if rng.random() < 0.5:
+  ends = rng.random() < 0.2
+  # At the end, what was said last shall be in force no more often than what was said before.
+  for subject in subjects if ends else ():
+    if rng.random() < 0.7:
       talk.append(_turned_down(rng, people, subject, stated[subject], figures))
       of.append(subject)
   subject = subjects[int(rng.random() * len(subjects))]
   agreed = history[subject]
   if len(history) < len(subjects) or len(set(agreed)) < 3:
     return None
-  place = int(rng.random() * len(agreed))
-  if place == len(agreed) - 1 and rng.random() < 0.7:
+  place = len(agreed) - 1 if ends else int(rng.random() * len(agreed))
+  if ends:
     question = f"In the conversation above, which figure for the {subject} is in force at the end?"
   else:
     question = (
@@ -132,7 +134,8 @@ def _event(
   """A few turns about a subject: its figure is set, changed, restored, or a proposal is turned down."""
   one, other = (people[n] for n in rng.permutation(len(people))[:2])
   chance = rng.random()
-  if len(set(agreed)) > 1 and agreed[-1] != agreed[-2] and chance < 0.2:
+  # Going back twice in a row would undo two changes to some, and the first going back to others.
+  if len(agreed) > 1 and agreed[-1] not in agreed[:-1] and chance < 0.2:
     agreed.append(agreed[-2])
     return (
       f"{one}: The last change to the {subject} was a mistake. Let us go back to the figure before it.\n"
@@ -153,4 +156,5 @@ def _turned_down(
 ) -> str:
   one, other = (people[n] for n in rng.permutation(len(people))[:2])
   stated.append(int(next(figures)))
-  return f"{one}: What if we made the {subject} {stated[-1]}?\n{other}: No, it stays as it is."
+  # The figure twice, as it is said of one that is agreed on.
+  return f"{one}: What if we made the {subject} {stated[-1]}?\n{other}: No, not {stated[-1]}; it stays as it is."

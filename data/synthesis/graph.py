@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,11 @@ class Graph:
   def document(self, number: int) -> int:
     return self.corpus.entities[number][0]
 
+  @cached_property
+  def across(self) -> tuple[tuple[int, str, int], ...]:
+    """The links from document to document."""
+    return tuple(link for link in self.links if self.document(link[0]) != self.document(link[2]))
+
   def known(self, attribute: str) -> bool:
     return len(self.corpus.holders.get(attribute, ())) >= HOLDERS
 
@@ -96,10 +102,10 @@ _GRAPHS: dict[int, Graph] = {}
 def _build(corpus: Corpus) -> Graph:
   known = {attribute for attribute, holders in corpus.holders.items() if len(holders) >= HOLDERS}
   links, numeric, dated = [], [], []
-  for number, (document, entity) in enumerate(corpus.entities):
+  for number, (_, entity) in enumerate(corpus.entities):
     for attribute in entity.facts:
       other = linked(corpus, entity, attribute) if attribute in known else None
-      if other is not None and corpus.entities[other][0] != document:
+      if other is not None and other != number:
         links.append((number, attribute, other))
   for attribute in sorted(known):
     facts = [corpus.entities[n][1].facts[attribute] for n in corpus.holders[attribute]]
@@ -124,7 +130,8 @@ def _few_texts(corpus: Corpus, attribute: str) -> bool:
 def describe(rng: np.random.Generator, graph: Graph, number: int, avoid: Sequence[str] = ()) -> list[Constraint] | None:
   """Facts about an entity, made vague, which together are true of no other entity of the graph; two, three at most."""
   entity = graph.entity(number)
-  attributes = [a for a in entity.facts if graph.known(a) and a not in (*avoid, entity.key)]
+  avoid = (*avoid, entity.key)
+  attributes = [a for a in entity.facts if entity.asked and graph.known(a) and a not in avoid]
   found: list[Constraint] = []
   left = {n for n in range(len(graph.corpus.entities))}
   for attribute in (attributes[n] for n in rng.permutation(len(attributes))):

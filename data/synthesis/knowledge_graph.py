@@ -55,16 +55,15 @@ def answerable(fact: Fact) -> bool:
 
 
 def _answers(graph: Graph, number: int, avoid: Sequence[str]) -> list[str]:
-  facts = graph.entity(number).facts
+  entity = graph.entity(number)
+  facts = entity.facts if entity.asked else {}
   return [a for a, fact in facts.items() if graph.known(a) and a not in avoid and answerable(fact)]
 
 
 def _hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | None:
   """Described entity -> the one that a fact of it names -> a fact of that."""
-  if not graph.links:
-    return None
-  for draw in range(_DRAWS):
-    start, link, end = pick(rng, graph.links) if draw else graph.links[turn % len(graph.links)]
+  for draw in range(_DRAWS if graph.across else 0):
+    start, link, end = pick(rng, graph.across) if draw else graph.across[turn % len(graph.across)]
     constraints = describe(rng, graph, start, avoid=(link,))
     key = graph.entity(end).key
     attributes = _answers(graph, end, avoid=(link, key))
@@ -82,12 +81,10 @@ def _hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | None:
 
 def _inverse_hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | None:
   """Described entity -> the only one that names it -> a fact of that."""
-  if not graph.links:
-    return None
   naming: dict[tuple[str, int], list[int]] = {}
   for start, link, end in graph.links:
     naming.setdefault((link, end), []).append(start)
-  only = [(starts[0], link, end) for (link, end), starts in naming.items() if len(starts) == 1]
+  only = [(start, link, end) for start, link, end in graph.across if len(naming[link, end]) == 1]
   for draw in range(_DRAWS if only else 0):
     start, link, end = pick(rng, only) if draw else only[turn % len(only)]
     key = graph.entity(end).key

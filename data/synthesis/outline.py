@@ -52,13 +52,17 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-  """`noun` says what it is; of each attribute it has one fact. Who judges it must see characters `scope`, if any."""
+  """`noun` says what it is; of each attribute it has one fact. Who judges it must see characters `scope`, if any.
+
+  Not `asked`: it counts where another shall be the only one, and no question is about it.
+  """
 
   name: str
   noun: str
   facts: dict[str, Fact]
   scope: tuple[int, int] | None = None
   key: str = ""  # the attribute that gives the name, if it is one
+  asked: bool = True
 
 
 def sections(document: Document, longest: int = LONGEST) -> list[Section]:
@@ -156,7 +160,7 @@ def _unambiguous(facts: Iterator[Fact]) -> dict[str, Fact]:
 
 
 def _classes(document: Document) -> Iterator[Entity]:
-  """Classes at the top of a Python module, if they are not too long to be read as a whole."""
+  """Classes at the top of a Python module; asked about if they are not too long to be read as a whole."""
   try:
     tree = ast.parse(document.text)
   except (SyntaxError, ValueError, RecursionError):
@@ -164,15 +168,21 @@ def _classes(document: Document) -> Iterator[Entity]:
   starts = [0]
   for line in document.text.split("\n"):
     starts.append(starts[-1] + len(line) + 1)
-  for node in tree.body:
+  for node, after in zip(tree.body, [*tree.body[1:], None]):
     if isinstance(node, ast.ClassDef):
-      scope = starts[node.lineno - 1], starts[node.end_lineno or node.lineno] - 1
-      body = document.text[slice(*scope)]
+      start, end = starts[node.lineno - 1], starts[node.end_lineno or node.lineno] - 1
       methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
       # Definitions under a condition, or in a text, would be counted by some readers and not by others.
-      if scope[1] - scope[0] <= LONGEST_CLASS and len(_DEF.findall(body)) == len(methods):
-        facts = _unambiguous(_class_facts(document.text, node, methods, starts))
-        yield Entity(f"class {node.name}", "class", facts, scope)
+      plain = end - start <= LONGEST_CLASS and len(_DEF.findall(document.text[start:end])) == len(methods)
+      facts = _unambiguous(_class_facts(document.text, node, methods, starts))
+      # Only what follows shows that a class has ended, and which method is its last.
+      scope = start, starts[_first_line(after)] - 1 if after else len(document.text)
+      yield Entity(f"class {node.name}", "class", facts, scope, asked=plain)
+
+
+def _first_line(node: ast.stmt) -> int:
+  """From 1 on, that of its decorators if it has any."""
+  return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
 
 
 def _class_facts(text: str, node: ast.ClassDef, methods: list, starts: list[int]) -> Iterator[Fact]:

@@ -50,7 +50,12 @@ def _find(corpus: Corpus, document: int, word: str) -> int | None:
 
 def _holds(text: str, word: str) -> re.Match[str] | None:
   """Where a text holds a word, in capitals or not."""
-  return re.search(rf"(?<![^\W\d_]){word}(?![^\W\d_])", text, re.IGNORECASE)
+  return re.search(rf"(?<!\w){word}(?!\w)", text, re.IGNORECASE)
+
+
+def _perhaps(text: str, word: str) -> bool:
+  """Whether some readers find the word in a text and others do not: beside digits and underscores only."""
+  return not _holds(text, word) and bool(re.search(rf"(?<![^\W\d_]){word}(?![^\W\d_])", text, re.IGNORECASE))
 
 
 def _some(rng: np.random.Generator, items: list[int], count: int) -> list[int]:
@@ -76,12 +81,15 @@ def _draft(
 
   def accept(other: int, found: list[int]) -> bool:
     text = "\n".join(corpus.text(Place(other, section)) for section in found)
-    return [bool(_holds(text, word)) for word in words] == [decoys.get(other) == word for word in words]
+    holds = [bool(_holds(text, word)) for word in words]
+    return holds == [decoys.get(other) == word for word in words] and not any(_perhaps(text, word) for word in words)
 
   def ask(context: Context) -> Asked | None:
     pages = [context.page_text(n) for n in range(len(context.pages))]
     holds = [[bool(_holds(page, word)) for page in pages] for word in words]
     wanted = [sum(word == other for other in decoys.values()) for word in words]
+    if any(_perhaps(page, word) for page in pages for word in words):
+      return None
     return _asked(context, kind, words, pages, holds) if [sum(h) - 1 for h in holds] == wanted else None
 
   order = _some(rng, sorted(decoys), len(decoys))

@@ -103,7 +103,21 @@ class Child(Base):
   }
   assert child.facts["base class"].value == "Base"
   assert text[slice(*child.scope)].startswith("class Child(Base):")
-  assert text[slice(*child.scope)].endswith("def write(self): ...")
+  assert text[slice(*child.scope)].endswith("def write(self): ...\n")
+
+
+def test_the_end_of_a_class_is_in_sight_with_what_follows() -> None:
+  text = "class Last:\n  def read(self): ...\n\n  def write(self): ...\n\n\n# Then:\n@cached\ndef after(): ...\n"
+  (entity,) = outline.entities(document(text, "code", "a.py"))
+  assert text[slice(*entity.scope)] == text[: text.index("@cached") + len("@cached")]
+
+
+def test_classes_too_long_or_with_hidden_definitions_count_but_are_not_asked_about() -> None:
+  long = "class Long(Base):\n" + "".join(f"  def step{n}(self): ...\n" for n in range(300))
+  hidden = "class Hidden:\n  if True:\n    def read(self): ...\n\n\n"
+  found = outline.entities(document(hidden + long, "code", "a.py"))
+  assert [(entity.name, entity.asked) for entity in found] == [("class Hidden", False), ("class Long", False)]
+  assert found[1].facts["base class"].value == "Base"
 
 
 def test_code_that_does_not_parse_has_no_entities() -> None:
