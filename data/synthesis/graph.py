@@ -89,6 +89,11 @@ class Graph:
     fact = self.entity(number).facts[attribute]
     return self.document(number), fact.start, fact.end
 
+  def seemingly(self, link: str, number: int) -> int:
+    """How many entities name one in code, if whatever stands before a dot is overlooked."""
+    name = self.entity(number).name.removeprefix("class ")
+    return sum(self.entity(n).facts[link].value.rpartition(".")[2] == name for n in self.corpus.holders[link])
+
   def statement(self, number: int, attribute: str) -> str:
     return f"{attribute}: {self.entity(number).facts[attribute].value}"
 

@@ -90,7 +90,7 @@ def _inverse_hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | N
     key = graph.entity(end).key
     constraints = describe(rng, graph, end, avoid=(link,))
     attributes = _answers(graph, start, avoid=(link,))
-    if constraints and attributes:
+    if constraints and attributes and graph.seemingly(link, end) < 2:
       noun, attribute = graph.entity(start).noun, pick(rng, attributes)
       question = (
         f"Suppose that {said(constraints, noun)} no longer existed. Exactly one other {noun} of the text above would "

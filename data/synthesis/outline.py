@@ -8,9 +8,10 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwenlong_jax.data.documents import Document
+from qwenlong_jax.data.synthesis.modules import dotted, imports, line_starts, meant, parsed
 
 LONGEST_CLASS = 6000
 LONGEST = 1000  # characters of a section: some 250 tokens of English
@@ -40,7 +41,7 @@ class Section:
 @dataclass(frozen=True, slots=True)
 class Fact:
   """`attribute` of an entity is `value`; characters [start, end) of its document say so. `number` in `unit` if it is
-  one ("$" and "%" are units, "" is a count)."""
+  one ("$" and "%" are units, "" is a count); `meant`: the full name of what code imports under this value."""
 
   attribute: str
   value: str
@@ -48,6 +49,7 @@ class Fact:
   end: int
   number: float | None = None
   unit: str = ""
+  meant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,20 +163,17 @@ def _unambiguous(facts: Iterator[Fact]) -> dict[str, Fact]:
 
 def _classes(document: Document) -> Iterator[Entity]:
   """Classes at the top of a Python module; asked about if they are not too long to be read as a whole."""
-  try:
-    tree = ast.parse(document.text)
-  except (SyntaxError, ValueError, RecursionError):
+  tree = parsed(document.text)
+  if tree is None:
     return
-  starts = [0]
-  for line in document.text.split("\n"):
-    starts.append(starts[-1] + len(line) + 1)
+  starts, known = line_starts(document.text), imports(tree, document.source.path)
   for node, after in zip(tree.body, [*tree.body[1:], None]):
     if isinstance(node, ast.ClassDef):
       start, end = starts[node.lineno - 1], starts[node.end_lineno or node.lineno] - 1
       methods = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
       # Definitions under a condition, or in a text, would be counted by some readers and not by others.
       plain = end - start <= LONGEST_CLASS and len(_DEF.findall(document.text[start:end])) == len(methods)
-      facts = _unambiguous(_class_facts(document.text, node, methods, starts))
+      facts = _unambiguous(_class_facts(document.text, node, methods, starts, known))
       # Only what follows shows that a class has ended, and which method is its last.
       scope = start, starts[_first_line(after)] - 1 if after else len(document.text)
       yield Entity(f"class {node.name}", "class", facts, scope, asked=plain)
@@ -185,14 +184,17 @@ def _first_line(node: ast.stmt) -> int:
   return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
 
 
-def _class_facts(text: str, node: ast.ClassDef, methods: list, starts: list[int]) -> Iterator[Fact]:
+def _class_facts(
+  text: str, node: ast.ClassDef, methods: list, starts: list[int], known: dict[str, str]
+) -> Iterator[Fact]:
   def said(attribute: str, value: str, at: int) -> Iterator[Fact]:
     start, end = starts[at - 1], starts[at] - 1
     if value in text[start:end]:
       yield fact(attribute, value, start, end)
 
-  if len(node.bases) == 1 and isinstance(node.bases[0], ast.Name):
-    yield from said("base class", node.bases[0].id, node.lineno)
+  if len(node.bases) == 1 and (base := dotted(node.bases[0])):
+    for stated in said("base class", base, node.lineno):
+      yield replace(stated, meant=meant(base, known))
   own = [method for method in methods if not method.name.startswith("__")]
   if len(own) > 1:
     yield from said("first method without double underscores", own[0].name, own[0].lineno)

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qwenlong_jax.data.documents import Document
-from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, fact, measure
+from qwenlong_jax.data.synthesis.outline import LONGEST, Entity, Fact, Section, fact, measure
 
 NOUN = "table row"
-LONGEST_HEAD = 500  # characters: half a section, so that it is cut at line ends only
+LONGEST_LINE = LONGEST // 2  # characters of a header, which sections then never cut
 LONGEST_CELL = 300
 
 _DASHES = re.compile(r"^[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$", re.MULTILINE)
@@ -40,7 +40,8 @@ def tables(text: str) -> Iterator[Table]:
   for place, found in enumerate(dashes):
     above = text.rfind("\n", 0, max(found.start() - 1, 0)) + 1, max(found.start() - 1, 0)
     columns = _cells(text, *above)
-    if len(columns) != len(_cells(text, *found.span())) or found.end() - above[0] > LONGEST_HEAD:
+    longest = max(above[1] - above[0], found.end() - found.start())
+    if len(columns) != len(_cells(text, *found.span())) or longest > LONGEST_LINE:
       continue
     # The line above the next dashes is that table's header.
     last = text.rfind("\n", 0, dashes[place + 1].start() - 1) if place + 1 < len(dashes) else len(text)

@@ -371,3 +371,44 @@ def test_the_parts_of_a_table_file_are_those_that_reading_makes(program, tmp_pat
   path = tmp_path / "a.csv"
   path.write_text('n;"text; with";c\n' + "".join(f'{n};"two\nlines | bar";\n' for n in range(120)))
   assert [document.text for document in read(path, tmp_path)] == program.parts(path.read_bytes())
+
+
+FUNCTIONS = '''=== a.py ===
+@cached
+def first(one, two: "a, b" = (1, 2), three='x'):
+  """Calls nothing(here)."""
+  def inner(): pass
+  if(one):
+    return other.second(two)
+
+
+@a
+@b
+async def second (path=None, *, key=1):
+  return f"{third(key)}" + fourth (1) + fifth(2)
+
+[...]
+
+def third(x) -> dict[str, int]:
+  y = x
+
+[...]
+  return first(y)
+'''
+
+
+def test_a_function_is_read_by_its_head_and_first_call(again):
+  first, second, third = again.functions(again.excerpts(FUNCTIONS)[0])
+  values = lambda entity: {name: fact.value for name, fact in entity.facts.items()}  # noqa: E731
+  assert values(first) == {
+    "number of parameters": "3",
+    "first parameter": "one",
+    "last parameter": "three",
+    "default of three": "x",
+    "decorator": "cached",
+    "first function that its body calls": "other.second",
+  }
+  call = first.facts["first function that its body calls"]
+  assert FUNCTIONS[slice(*call.place)] == "other.second"
+  assert values(second) == {"first function that its body calls": "fifth"}
+  assert values(third) == {"number of parameters": "1", "first parameter": "x"}

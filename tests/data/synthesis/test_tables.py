@@ -115,3 +115,15 @@ def test_the_tables_of_a_web_page_state_facts() -> None:
   table = "<table><caption>Longest</caption><tr><th>River</th><th>Length</th></tr><tr><td>Nile</td><td>6,650 km</td>"
   _, text = page(f"<html><body><article><h1>Rivers</h1>{words}{table}</tr></table></article></body></html>".encode())
   assert stated(clean(text)) == [{"column River": "Nile", "column Length": "6,650 km"}]
+
+
+def test_a_few_equal_texts_make_no_column_refer_to_another() -> None:
+  towns = "| code | town |\n|---|---|\n" + "".join(f"| C{n} | Town {n} |\n" for n in range(9))
+  for equal, refers in ((2, False), (3, True)):
+    skies = [f"C{n}" if n < equal else f"sky {n}" for n in range(9)]
+    days = "| day | sky |\n|---|---|\n" + "".join(f"| day {n} | {sky} |\n" for n, sky in enumerate(skies))
+    made = [Document(n, "general", n, x, Source(n, 0, 1, "0")) for n, x in (("a", towns), ("b", days))]
+    corpus = corpora.make("train", "general", "0", made, lambda texts: list(map(len, texts)))
+    entities = {entity.name: number for number, (_, entity) in enumerate(corpus.entities)}
+    found = corpora.linked(corpus, corpus.entities[entities["day 1"]][1], "column sky")
+    assert found == (entities["C1"] if refers else None)
