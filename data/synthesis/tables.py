@@ -94,7 +94,7 @@ def headed(document: Document, sections: Sequence[Section]) -> list[Section]:
 
 def rows(document: Document) -> Iterator[Entity]:
   """The rows of a document's tables as entities: a fact for each cell that is filled in, where the column's name is its
-  own. The key is the first column of texts that are all different."""
+  own. The key is the first column of names that are all different."""
   if document.domain in ("code", "dialogue"):
     return
   text = document.text
@@ -114,10 +114,15 @@ def rows(document: Document) -> Iterator[Entity]:
 def _key(text: str, table: Table, attributes: Sequence[str]) -> str:
   for attribute, column in zip(attributes, zip(*table.rows)):
     facts = [_stated(text, attribute, cell) for cell in column] if attribute else [None]
-    texts = {fact.value.casefold() for fact in facts if fact is not None and measure(fact.value) is None}
+    texts = {fact.value.casefold() for fact in facts if fact is not None and _is_name(fact.value)}
     if len(texts) == len(facts):
       return attribute
   return ""
+
+
+def _is_name(value: str) -> bool:
+  """A number or a date is none."""
+  return measure(value) is None and any(map(str.isalpha, value))
 
 
 def _stated(text: str, attribute: str, cell: Cell) -> Fact | None:

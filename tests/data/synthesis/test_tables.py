@@ -9,6 +9,7 @@ from qwenlong_jax.data.formats import page
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis import outline, tables
 from qwenlong_jax.data.synthesis.context import render
+from qwenlong_jax.data.synthesis.graph import Graph
 
 RIVERS = """# Rivers
 
@@ -52,8 +53,8 @@ def test_a_fact_is_its_cells_characters_a_number_with_unit_or_a_year() -> None:
   assert nile.scope is not None and RIVERS[slice(*nile.scope)] == "Nile | 6,650 km | Mediterranean | 1850 | x | a | b"
 
 
-def test_the_key_is_the_first_column_of_different_texts() -> None:
-  text = "n | state | city\n--|--|--\n1 | TX | Lima\n2 | TX | Rome\n"
+def test_the_key_is_the_first_column_of_different_names() -> None:
+  text = "n | day | state | city\n--|--|--|--\n1 | 2001-01-02 | TX | Lima\n2 | 2001-01-03 | TX | Rome\n"
   assert [(entity.key, entity.name) for entity in tables.rows(document(text))] == [
     ("column city", "Lima"),
     ("column city", "Rome"),
@@ -119,7 +120,7 @@ def test_the_tables_of_a_web_page_state_facts() -> None:
 
 def test_a_few_equal_texts_make_no_column_refer_to_another() -> None:
   towns = "| code | town |\n|---|---|\n" + "".join(f"| C{n} | Town {n} |\n" for n in range(9))
-  for equal, refers in ((2, False), (3, True)):
+  for equal, refers in ((4, False), (5, True)):
     skies = [f"C{n}" if n < equal else f"sky {n}" for n in range(9)]
     days = "| day | sky |\n|---|---|\n" + "".join(f"| day {n} | {sky} |\n" for n, sky in enumerate(skies))
     made = [Document(n, "general", n, x, Source(n, 0, 1, "0")) for n, x in (("a", towns), ("b", days))]
@@ -127,3 +128,15 @@ def test_a_few_equal_texts_make_no_column_refer_to_another() -> None:
     entities = {entity.name: number for number, (_, entity) in enumerate(corpus.entities)}
     found = corpora.linked(corpus, corpus.entities[entities["day 1"]][1], "column sky")
     assert found == (entities["C1"] if refers else None)
+
+
+def test_the_many_links_of_rows_do_not_displace_those_of_documents() -> None:
+  lands, towns = ([f"{word}{letter}" for letter in "abcdefgh"] for word in ("Land", "Town"))
+  texts = {land: f"Nearest: {lands[n - 1]} 5 km\nSize: {n + 1} km\n" for n, land in enumerate(lands)}
+  texts["a"] = "name | seat\n---|---\n" + "\n".join(map(" | ".join, zip(lands, towns)))
+  texts["b"] = "town | land\n---|---\n" + "\n".join(map(" | ".join, zip([*towns, *"ijklmnopqrst"], lands * 3)))
+  made = [Document(n, "general", n, text, Source(n, 0, 1, "0")) for n, text in texts.items()]
+  graph = Graph.of(corpora.make("train", "general", "0", made, lambda texts: list(map(len, texts))))
+  nouns = [graph.entity(start).noun for start, _, _ in graph.across]
+  assert set(nouns[:2]) == {"document", "table row"}
+  assert nouns.count("document") == nouns.count("table row") == 28
