@@ -1,7 +1,8 @@
 """What can be read off a document without a model: its sections, and its facts, each with the characters that state it.
 
 A fact is a line `Key: value` (under a heading, `Heading > Key`), or, in source code, something that the parser knows of
-a class. It belongs to an entity: the document itself, named by its title, or a class.
+a class. It belongs to an entity: the document itself, named by its title, or a class. (`tables` and `functions` find
+more.)
 """
 
 import ast
