@@ -8,10 +8,9 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from tqdm import tqdm
 from qwenlong_jax import reporting
 from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
-from qwenlong_jax.data.synthesis import steps
-from qwenlong_jax.data.synthesis.steps import Settings
-from qwenlong_jax.types import TASKS, Example
+from qwenlong_jax.data.synthesis import joining, steps
+from qwenlong_jax.data.synthesis.joining import Fate, Written
+from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.types import TASKS
 
 RUNNERS = ("local", "beam")
 _ROUNDS = 5  # of writing more where some were given up
@@ -53,8 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  blocks = written(settings, tests, partial(run_all, "writing", steps.write_block, settings))
-  kept = join(settings, blocks, tests)
+  kept = join(settings, written(settings, tests, partial(run_all, "writing", steps.write_block, settings)))
   for line in told(settings, kept):
     print(line, flush=True)
   found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in kept})
@@ -123,87 +122,39 @@ def _by_beam(
 
 
 def written(
-  settings: Settings, tests: Contamination, write: Callable[[Sequence[steps.Block]], None]
-) -> list[steps.Block]:
-  """The blocks that together hold the samples that are wanted, as far as the documents bear them."""
-  blocks: list[steps.Block] = []
-  missing = {(split, task): wanted for split, wanted in settings.samples for task in TASKS if wanted}
+  settings: Settings, tests: Contamination, write: Callable[[Sequence[Block]], None]
+) -> dict[str, list[Fate]]:
+  """Writes samples until as many can be kept as are wanted, as far as the documents bear them; by split what becomes
+  of each sample."""
+  read: dict[Block, list[Written]] = {}
+  wanted = {(split, task): number for split, number in settings.samples for task in TASKS if number}
+  missing, decided = wanted, list[Fate]()
   for _ in range(_ROUNDS):
-    more = steps.blocks(settings, missing, blocks)
+    more = steps.blocks(settings, missing, list(read))
     if not more:
       break
     write(more)
-    blocks += more
-    left = {key: dict(settings.samples)[key[0]] - distinct(settings, tests, blocks, *key) for key in missing}
-    missing = {key: number for key, number in left.items() if number > 0}
-  return blocks
+    read |= {block: list(joining.written(settings, block, tests)) for block in more}
+    decided = list(joining.fates(settings, read))
+    kept = Counter((fate.block.cluster.split, fate.block.task) for fate in decided if fate.what == "kept")
+    missing = {key: number - kept[key] for key, number in wanted.items() if kept[key] < number}
+  return {split: [fate for fate in decided if fate.block.cluster.split == split] for split, _ in settings.samples}
 
 
-def distinct(settings: Settings, tests: Contamination, blocks: Sequence[steps.Block], split: str, task: str) -> int:
-  """How many samples of a task a split has that are to be kept."""
-  seen = set()
-  for block in blocks:
-    if (block.cluster.split, block.task) == (split, task):
-      for line in steps.samples(settings, block):
-        if line["example"] is not None and not tests.hit(example := loading.example_of(line["example"])):
-          seen.add((example.question, example.answer))
-  return len(seen)
-
-
-def join(settings: Settings, blocks: Sequence[steps.Block], tests: Contamination) -> dict[str, dict[str, int]]:
-  """The data set of every split out of its parts, no question twice, none of `tests`; what became of all samples."""
+def join(settings: Settings, decided: Mapping[str, Sequence[Fate]]) -> dict[str, dict[str, int]]:
+  """The data set of every split out of its parts; what became of all samples."""
   summary: dict[str, dict[str, int]] = {}
-  for split, wanted in settings.samples:
-    folder = Path(settings.folder) / "data" / split
-    mine = [block for block in blocks if block.cluster.split == split]
+  for split, mine in decided.items():
     if not mine:
       continue
+    folder = Path(settings.folder) / "data" / split
     if not (folder / loading.MANIFEST).exists():
       counts: Counter[str] = Counter()
-      examples = list(_distinct(mine, settings, wanted, tests, counts))
+      examples = list(joining.kept(settings, mine, counts))
       steps.write_text(folder / "counts.json", json.dumps(dict(sorted(counts.items())), indent=2))
       loading.write_shards(folder, examples)
     summary[split] = json.loads((folder / "counts.json").read_text())
   return summary
-
-
-def _distinct(
-  blocks: Sequence[steps.Block], settings: Settings, wanted: int, tests: Contamination, counts: Counter[str]
-) -> Iterator[Example]:
-  """Of each task as many as are wanted, in turn from all clusters."""
-  seen: set[tuple[str, str]] = set()
-  for task in TASKS:
-    kept = 0
-    for line in _by_turns([block for block in blocks if block.task == task], settings):
-      counts.update(f"dropped/{reason}" for reason in line["dropped"])
-      if line["example"] is None:
-        counts[f"given_up/{task}"] += 1
-        continue
-      example = loading.example_of(line["example"])
-      key = example.question, example.answer
-      if key in seen or kept == wanted:
-        counts[f"{'duplicate' if key in seen else 'surplus'}/{task}"] += 1
-        continue
-      if reason := tests.hit(example):
-        counts[f"contaminated/{task}"] += 1
-        print(f"left out {example.id}: {reason}", flush=True)
-        continue
-      seen.add(key)
-      kept += 1
-      yield example
-    counts[f"kept/{task}"] = kept
-
-
-def _by_turns(blocks: Sequence[steps.Block], settings: Settings) -> Iterator[dict[str, Any]]:
-  """The lines of all parts, one from each cluster at a time."""
-  clusters = {block.cluster: [b for b in blocks if b.cluster == block.cluster] for block in blocks}
-
-  def lines(mine: Sequence[steps.Block]) -> Iterator[dict[str, Any]]:
-    for block in mine:
-      yield from steps.samples(settings, block)
-
-  for turn in zip_longest(*(lines(mine) for mine in clusters.values())):
-    yield from (line for line in turn if line is not None)
 
 
 def told(settings: Settings, counts: dict[str, dict[str, int]]) -> Iterator[str]:
