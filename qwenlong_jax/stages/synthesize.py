@@ -23,7 +23,7 @@ from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import joining, steps
 from qwenlong_jax.data.synthesis.joining import Fate, Written
 from qwenlong_jax.data.synthesis.steps import Block, Settings
-from qwenlong_jax.types import TASKS
+from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
 _ROUNDS = 5  # of writing more where some were given up
@@ -149,12 +149,16 @@ def join(settings: Settings, decided: Mapping[str, Sequence[Fate]]) -> dict[str,
       continue
     folder = Path(settings.folder) / "data" / split
     if not (folder / loading.MANIFEST).exists():
-      counts: Counter[str] = Counter()
-      examples = list(joining.kept(settings, mine, counts))
-      steps.write_text(folder / "counts.json", json.dumps(dict(sorted(counts.items())), indent=2))
-      loading.write_shards(folder, examples)
+      loading.write_shards(folder, _counted(settings, mine, folder / "counts.json"))
     summary[split] = json.loads((folder / "counts.json").read_text())
   return summary
+
+
+def _counted(settings: Settings, decided: Sequence[Fate], path: Path) -> Iterator[Example]:
+  """The examples; behind the last of them it is written what became of all, before the data set is complete."""
+  counts: Counter[str] = Counter()
+  yield from joining.kept(settings, decided, counts)
+  steps.write_text(path, json.dumps(dict(sorted(counts.items())), indent=2))
 
 
 def told(settings: Settings, counts: dict[str, dict[str, int]]) -> Iterator[str]:
