@@ -409,7 +409,9 @@ def _needle(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> 
   if not program["number"] < len(said):
     raise Unclear(f"{program['speaker']} speaks {len(said)} times")
   start, end = said[program["number"]]
-  return Answer(context[start:end].strip(), [[(start, end)]])
+  text = context[start:end]
+  start += len(text) - len(text.lstrip())  # the first line may be set in
+  return Answer(text.strip(), [[(start, start + len(text.strip()))]])
 
 
 def _agreement(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
@@ -454,7 +456,8 @@ def solve(program: dict[str, Any], context: str, found: Sequence[Excerpt] | None
 
 
 def agree(stated: str, value: str | Quantity) -> bool:
-  """Whether a stated answer has the value: as text, or as quantities where it is nothing else."""
+  """Whether a stated answer has the value: as text, or as quantities where it is nothing else; of a value that was
+  computed the last decimal decides."""
   if isinstance(value, str):
     if " ".join(stated.split()) == " ".join(value.split()):
       return True
@@ -463,7 +466,7 @@ def agree(stated: str, value: str | Quantity) -> bool:
   mine, right = (v if isinstance(v, Quantity) else quantity(v) for v in (stated, value))
   if mine is None or right is None or mine.unit != right.unit:
     return False
-  decimals = 9 if right.decimals is None else right.decimals
+  decimals = value.decimals if isinstance(value, Quantity) and value.decimals is not None else 9
   return abs(mine.number - right.number) <= 10**-decimals / 100 + 1e-12 * abs(right.number)
 
 

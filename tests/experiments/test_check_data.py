@@ -273,6 +273,20 @@ def test_a_short_line_within_a_speech_is_no_speaker(again):
   assert again.solve(needle | {"number": 1}, PLAY).value == "No."
 
 
+def test_a_speech_begins_where_its_first_word_stands(again):
+  needle = {"kind": "needle", "title": "Play", "speaker": "BEN", "number": 0}
+  context = PLAY.replace("Stay.", "        Stay.")
+  (place,), answer = again.solve(needle, context).needs[0], again.solve(needle, context).value
+  assert answer == context[slice(*place)] == "Stay."
+
+
+def test_stated_quantities_agree_exactly_and_computed_ones_to_their_decimals(again):
+  assert again.agree("1,200 km", "1.2 thousand km")
+  assert not again.agree("0.01 liters", "0 liters")
+  assert again.agree("43 km", again.Quantity(43.004, "km", 0))
+  assert not again.agree("43 km", again.Quantity(43.2, "km", 0))
+
+
 def talk(*figures):
   lines = [f"Ana: Let us change the budget of the X group to {f}.\nBen: Agreed." for f in figures if f != "back"]
   back = "Ana: The last change to the budget of the X group was a mistake, go back.\nBen: Agreed."
