@@ -38,6 +38,8 @@ class Prompts:
   blind: Prompt
   verify: Prompt
   triples: Prompt
+  query: Prompt
+  paraphrase: Prompt
 
   @classmethod
   def load(cls, folder: Path | str | None = None) -> Self:
