@@ -40,6 +40,7 @@ class Prompts:
   triples: Prompt
   query: Prompt
   paraphrase: Prompt
+  table_questions: Prompt
 
   @classmethod
   def load(cls, folder: Path | str | None = None) -> Self:

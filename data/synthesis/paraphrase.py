@@ -67,10 +67,10 @@ def paraphrase(
 def sheet(example: Example) -> Sheet:
   """The table of the example's program, its columns by the names of their attributes."""
   program = example.provenance["program"]
-  attributes = {letter: f'the document\'s "{attribute}"' for letter, attribute in program["columns"].items()}
+  attributes = {letter: f'"{attribute}"' for letter, attribute in program["columns"].items()}
   if program["unit"] not in ("", "%"):
     attributes["x"] += f" in {program['unit']}"
-  return Sheet(facts(program["table"]), {"name": "the title of the document", **attributes})
+  return Sheet(facts(program["table"]), {"name": "the title of the document that states it", **attributes})
 
 
 def reproduced(example: Example) -> bool:

@@ -26,11 +26,11 @@ class Sheet:
   table: Table
   meaning: Mapping[str, str]
 
-  def described(self) -> str:
+  def described(self, most: int = _SHOWN) -> str:
     """Its columns and its first rows, for a model; without columns that nobody explains."""
     shown = [n for n, (name, _) in enumerate(self.table.columns) if name in self.meaning]
     lines = [f"{name} {kind}: {self.meaning[name]}" for name, kind in (self.table.columns[n] for n in shown)]
-    rows = [", ".join(repr(row[n]) for n in shown) for row in self.table.rows[:_SHOWN]]
+    rows = [", ".join(repr(row[n]) for n in shown) for row in self.table.rows[:most]]
     count = len(self.table.rows)
     return "\n".join([f"table {self.table.name}, {count} rows", *lines, "", "its first rows:", *rows])
 
@@ -90,7 +90,7 @@ def same(sql: str, other: str, table: Table, decimals: int) -> bool:
 def _agree(value: Any, other: Any, decimals: int) -> bool:
   if decimals < 0:
     return value == other
-  return _number(value) and _number(other) and round(float(value), decimals) == round(float(other), decimals)
+  return is_number(value) and is_number(other) and round(float(value), decimals) == round(float(other), decimals)
 
 
 def _written(reply: Parsed[Query], table: Table) -> Written:
@@ -101,7 +101,7 @@ def _written(reply: Parsed[Query], table: Table) -> Written:
 
 def _digits(value: Any) -> Any:
   """Sums of the same numbers in another order differ in the last digits."""
-  return f"{float(value):.9g}" if _number(value) else value
+  return f"{float(value):.9g}" if is_number(value) else value
 
 
 def _variants(table: Table) -> list[Table]:
@@ -116,8 +116,8 @@ def _variants(table: Table) -> list[Table]:
 
 def _sound(value: Any, decimals: int) -> bool:
   """Whether a variant has a result that every correct computation rounds alike."""
-  return isinstance(value, str) if decimals < 0 else _number(value) and clear(float(value), decimals)
+  return isinstance(value, str) if decimals < 0 else is_number(value) and clear(float(value), decimals)
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
   return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
