@@ -41,6 +41,8 @@ class Prompts:
   query: Prompt
   paraphrase: Prompt
   table_questions: Prompt
+  synonyms: Prompt
+  same_relation: Prompt
 
   @classmethod
   def load(cls, folder: Path | str | None = None) -> Self:
