@@ -212,7 +212,7 @@ def _limited(database: duckdb.DuckDBPyConnection, sql: str, limits: Limits) -> R
     clock.join()
   if len(rows) > limits.rows:
     return Result((), "rows", f"more than {limits.rows}")
-  longest = max((len(cell) for row in rows for cell in row if isinstance(cell, str)), default=0)
+  longest = max((len(cell) for row in rows for cell in row if isinstance(cell, str | bytes)), default=0)
   if longest > _LONGEST_CELL:
-    return Result((), "cell", f"a text of {longest} characters, more than {_LONGEST_CELL}")
+    return Result((), "cell", f"one of {longest} characters, more than {_LONGEST_CELL}")
   return Result(tuple(rows))

@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from qwenlong_jax.data.synthesis import sql as queries
 from qwenlong_jax.data.synthesis.sql import Limits, Table, admit, run
 
 FACTS = Table(
@@ -124,3 +125,28 @@ def test_a_result_has_a_cell_if_it_is_one():
   assert run("SELECT x FROM facts", [FACTS]).cell is None
   assert run("SELECT x, x FROM facts LIMIT 1", [FACTS]).cell is None
   assert run("SELECT x FROM facts WHERE x > 99", [FACTS]).cell is None
+
+
+@pytest.mark.parametrize(
+  ("sql", "said"),
+  [
+    ("SELECT * FROM read_text('/etc/passwd')", "disabled"),
+    ("COPY facts TO '/tmp/stolen.csv'", "disabled"),
+    ("ATTACH '/tmp/other.db'", "disabled"),
+    ("SET memory_limit = '100GB'", "locked"),
+    ("SET enable_external_access = true", "locked"),
+    ("DELETE FROM facts", "read-only"),
+    ("SELECT * FROM FORTY", "does not exist"),
+  ],
+)
+def test_the_database_refuses_what_would_get_past_the_parser(sql, said):
+  with queries._loaded([FACTS]) as database:
+    found = queries._limited(database, sql, Limits())
+  assert found.reason == "failed" and said in found.detail
+  assert run("SELECT count(*) FROM facts", [FACTS]).cell == 3
+
+
+def test_tables_are_gone_after_their_query():
+  run("SELECT 1 FROM facts", [FACTS])
+  with queries._loaded([PORTS]) as database:
+    assert queries._limited(database, "SELECT table_name FROM duckdb_tables()", Limits()).rows == (("ports",),)
