@@ -22,6 +22,7 @@ _BEING = {"is", "was", "were", "are", "be", "been", "being", "the", "a", "an"}
 _EMPTY = _BEING | {"has", "have", "had", "do", "does", "did", "by", "of", "in", "on", "at", "to", "for", "with"}
 _STEM = 5  # letters
 _BRACKETED = re.compile(r"\s*\(([A-Z][A-Za-z.&-]{1,9})\)")
+_LOWER = re.compile(r"\b[^\W\d_A-Z]\w*")
 Key = tuple[str, str]  # the loose name; what keeps it apart from others of that name
 
 
@@ -160,12 +161,12 @@ def _keys(triples: Sequence[Triple], documents: Sequence[Document]) -> dict[tupl
   names: dict[str, set[str]] = defaultdict(set)
   for triple in triples:
     names[triple.document] |= {triple.head, triple.tail}
-  told_apart = _told_apart(names)
+  told_apart, lower = _told_apart(names), {word for one in documents for word in _LOWER.findall(one.text)}
 
   def key_of(name: str, document: str) -> Key:
     full = _parted(name)[0] or name
-    key = _key(full, document)
-    return (key[0], f"{key[1]}\0{_strict(full)}") if key[0] in told_apart else key
+    scope = "" if _shared(full, lower) else document
+    return loose(full), f"{scope}\0{_strict(full)}" if loose(full) in told_apart else scope
 
   full_names = _abbreviations(names, documents, key_of)
   apart = {frozenset(key_of(name, one.document) for name in (one.head, one.tail)) for one in triples}
@@ -189,9 +190,13 @@ def _told_apart(names: Mapping[str, set[str]]) -> set[str]:
   return found
 
 
-def _key(name: str, document: str) -> Key:
-  shared = any(letter.isupper() or letter.isdigit() for letter in _strict(name))
-  return loose(name), "" if shared else document
+def _shared(name: str, lower: set[str]) -> bool:
+  """Whether a name is the same in any document: a digit or a capital is in it, and not only the first letter of a word
+  that stands there in `lower` case as well, like those that begin a sentence."""
+  strict = _strict(name)
+  if any(letter.isupper() or letter.isdigit() for letter in strict[1:]):
+    return True
+  return strict[:1].isdigit() or (strict[:1].isupper() and strict.split()[0].casefold() not in lower)
 
 
 def _abbreviations(

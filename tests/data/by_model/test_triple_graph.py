@@ -58,6 +58,14 @@ def test_common_nouns_of_different_documents_stay_apart():
   assert names(graph)[0] == ("the committee",) and len(graph.nodes) == 4
 
 
+def test_a_capital_at_the_start_of_a_sentence_makes_no_proper_name():
+  texts = {"a": "Ships pay tolls. All ships do.", "b": "Ships sail to Orm.", "c": "Orm pays."}
+  facts = [("a", "Ships", "pay", "tolls"), ("b", "Ships", "sail to", "Orm"), ("c", "Orm", "pays", "the toll")]
+  assert [of for of in names(graph_of(*facts, texts=texts)) if of[0] in ("Ships", "Orm")] == [
+    ("Ships",), ("Ships",), ("Orm",)
+  ]  # fmt: skip
+
+
 def test_names_that_one_document_tells_apart_are_never_joined():
   graph = graph_of(
     ("a", "Apple", "makes", "computers"), ("a", "apple", "is", "a fruit"), ("b", "APPLE", "is in", "Cupertino")
