@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loopback import Loopback, prompt_of
+from loopback import says as answers
 from scripted import Scripted
 
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.synthesis.paraphrase import reproduced
 from qwenlong_jax.data.synthesis.table_questions import pose
 from qwenlong_jax.llm import Reply
+from qwenlong_jax.llm.endpoint import Endpoint
+from qwenlong_jax.llm.wire import Settings
 from qwenlong_jax.types import Example
 
 WORDS = Prompts.load()
@@ -166,3 +170,16 @@ def test_the_writer_sees_all_rows_and_not_the_answer():
   pose([EXAMPLE], writer, reads(GAP), WORDS)
   seen = writer.asked[0].messages[-1].content
   assert all(f"'{name}', {x}, {y}, '{g}'" in seen for name, x, y, g in ROWS) and "63" not in seen
+
+
+def test_over_http_both_models_may_be_one_server(tmp_path):
+  writer, reader = says(GAP), reads(GAP)
+
+  def behave(body, hit):
+    role = writer if "examination" in prompt_of(body) else reader
+    return answers(role.line(prompt_of(body), 0))
+
+  with Loopback(behave) as server:
+    engine = Endpoint(Settings(server.url, "served", tmp_path))
+    (one,) = pose([EXAMPLE], engine, engine, WORDS).kept
+  assert one.answer == "-6.50 km" and one.provenance["model"] == "served" and sum(server.hits.values()) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loopback import Loopback, prompt_of, says
 from scripted import Scripted, document
 
 from qwenlong_jax.data.prompts import Prompts
@@ -16,6 +17,9 @@ from qwenlong_jax.data.synthesis.generate import Order
 from qwenlong_jax.data.synthesis.triple_graph import merge
 from qwenlong_jax.data.synthesis.triple_paths import Ground, draft, sample
 from qwenlong_jax.data.synthesis.triples import extract
+from qwenlong_jax.llm import Completion
+from qwenlong_jax.llm.endpoint import Endpoint
+from qwenlong_jax.llm.wire import Settings
 
 SYLLABLES = ("ba", "ko", "ri", "du", "sel", "mon", "ta", "ven", "or", "lim")
 COUNT = 30
@@ -54,8 +58,11 @@ def reads(prompt: str, sample: int) -> str:
   return json.dumps({"triples": triples})
 
 
-def ground(documents: list) -> Ground:
-  done = extract(documents, Scripted(reads, "extractor"), Prompts.load())
+EXTRACTOR = Scripted(reads, "extractor")
+
+
+def ground(documents: list, engine: Completion = EXTRACTOR) -> Ground:
+  done = extract(documents, engine, Prompts.load())
   assert not done.rejected
   corpus = corpora.make("train", "general", "0000", documents, lambda texts: [length(text) for text in texts])
   return Ground(corpus, merge(done.triples, documents))
@@ -178,3 +185,10 @@ def test_a_context_that_may_state_another_end_is_refused(found, text, title, bea
   pages = [(number, tuple(range(len(wider.sections[number])))) for number in [*shown, len(documents)]]
   assert (asked.ask(render(wider, pages)) is not None) is bears
   assert asked.accept(*pages[-1]) is bears
+
+
+def test_over_http_the_same_questions_come_out(found, tmp_path):
+  with Loopback(lambda body, hit: says(reads(prompt_of(body), 0))) as server:
+    again = ground(world(), Endpoint(Settings(server.url, "served", tmp_path)))
+  assert [one.question for one in samples(again, 2)] == [one.question for one in samples(found, 2)]
+  assert samples(again, 1)[0].provenance["model"] == "served"
