@@ -20,7 +20,7 @@ import numpy as np
 
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
-from qwenlong_jax.data.synthesis.generate import Order, finished, target_of
+from qwenlong_jax.data.synthesis.generate import Order, aimed_at, finish
 from qwenlong_jax.data.synthesis.graph import hash_of, pick
 from qwenlong_jax.data.synthesis.proposals import Rules, wording
 from qwenlong_jax.data.synthesis.triple_graph import Edge, TripleGraph, loose, stems
@@ -87,9 +87,9 @@ def sample(ground: Ground, order: Order, length: Callable[[str], int]) -> tuple[
   dropped: list[str] = []
   for draw in range(_TRIES):
     rng = np.random.default_rng([order.seed, order.number, draw])
-    target = target_of(rng, order)
+    target = aimed_at(rng, order)
     found = draft(rng, ground, order.number + draw)
-    example = "no_draft" if found is None else finished(ground.corpus, rng, order, found, target, length)
+    example = "no_draft" if found is None else finish(ground.corpus, rng, order, found, target, length)
     if isinstance(example, Example):
       model = ", ".join(example.provenance["program"]["models"])
       return replace(example, provenance=example.provenance | {"model": model}), dropped
