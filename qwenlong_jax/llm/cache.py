@@ -58,6 +58,11 @@ class Replies:
       logging.warning("%s: the entry %s is damaged (%s); asking for it again", self.folder, key, error)
       return None
 
+  def spent(self) -> tuple[int, int, int]:
+    """Of all that is kept: replies, tokens in, tokens out."""
+    kept = [reply for key in self._cache if (reply := self.get(key))]
+    return len(kept), sum(reply.tokens_in for reply in kept), sum(reply.tokens_out for reply in kept)
+
   def put(self, key: str, reply: Reply) -> None:
     self._cache.set(key, packed(reply))
 
