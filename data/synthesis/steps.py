@@ -86,7 +86,7 @@ class Cluster:
 
 @dataclass(frozen=True, order=True)
 class Block:
-  """Samples [first, first + count) of a task from a cluster. Those that a model writes have a `maker`, who counts them."""
+  """Samples [first, first + count) of a task from a cluster; a model's have a `maker`, by whom they are counted."""
 
   cluster: Cluster
   task: str

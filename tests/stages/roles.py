@@ -40,9 +40,17 @@ def proposal(question: str, answer: str, number: int, quote: str) -> str:
 
 
 def solves(body: dict[str, Any]) -> bool:
-  """From a context two times of three; without one every fifth question, which it knows."""
   prompt = prompt_of(body)
-  question = prompt.rpartition("Question: ")[2]
-  if prompt.startswith("Answer the question from what you know"):
-    return zlib.crc32(question.encode()) % 5 == 0
-  return zlib.crc32(f"{body.get('seed', 0)} {question}".encode()) % 3 > 0
+  question = prompt.rpartition("Question: ")[2].partition("\n\nThink first")[0]
+  blind = prompt.startswith("Answer the question from what you know")
+  return knows(question) if blind else finds(question, body["seed"])
+
+
+def knows(question: str) -> bool:
+  """Without a context: every fifth question."""
+  return zlib.crc32(question.encode()) % 5 == 0
+
+
+def finds(question: str, seed: int) -> bool:
+  """In a context: two times of three."""
+  return zlib.crc32(f"{seed} {question}".encode()) % 3 > 0
