@@ -12,8 +12,10 @@ iterator's state depends on how many hosts there are.
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ _REMEDY = "copy the data set again or write it anew with write_shards"
 
 
 def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards: int = 1) -> None:
-  """Writes `examples` as `shards` files for each task, in their order.
+  """Writes `examples` as `shards` files for each task, in their order; one at a time in memory.
 
   Raises:
     ValueError: shards < 1 or more than a task has examples; no example, an unknown task, or two examples of one id.
@@ -43,20 +45,28 @@ def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards:
     raise ValueError(f"{shards=} must be at least 1")
   if (folder / MANIFEST).exists():
     raise FileExistsError(f"{folder} already holds a data set ({MANIFEST}); choose another folder or delete it first")
-  by_task = _by_task(examples)
-  if not by_task:
-    raise ValueError(f"no examples to write to {folder}; generate some first")
-  if few := [task for task, found in by_task.items() if len(found) < shards]:
-    raise ValueError(f"{shards=} is more than the {len(by_task[few[0]])} examples of {few[0]}; use fewer shards")
   folder.mkdir(parents=True, exist_ok=True)
-  files = {}
-  for task, found in by_task.items():
-    for shard in range(shards):
-      name = f"{task}-{shard:05d}-of-{shards:05d}.array_record"
-      part = found[shard * len(found) // shards : (shard + 1) * len(found) // shards]
-      _write_shard(folder / name, part)
-      files[name] = {"task": task, "examples": len(part), "bytes": (folder / name).stat().st_size}
-  manifest = {"format": FORMAT, "tasks": {task: len(found) for task, found in by_task.items()}, "files": files}
+  drafts = folder / ".drafts"
+  shutil.rmtree(drafts, ignore_errors=True)  # of a call that was killed
+  drafts.mkdir()
+  try:
+    counts = _draft(drafts, examples)
+    if not counts:
+      raise ValueError(f"no examples to write to {folder}; generate some first")
+    if few := [task for task, count in counts.items() if count < shards]:
+      raise ValueError(f"{shards=} is more than the {counts[few[0]]} examples of {few[0]}; use fewer shards")
+    files = {}
+    for task, count in counts.items():
+      records = array_record_module.ArrayRecordReader(str(drafts / task))
+      for shard in range(shards):
+        name = f"{task}-{shard:05d}-of-{shards:05d}.array_record"
+        part = (shard + 1) * count // shards - shard * count // shards
+        _write_shard(folder / name, (records.read() for _ in range(part)))
+        files[name] = {"task": task, "examples": part, "bytes": (folder / name).stat().st_size}
+      records.close()
+  finally:
+    shutil.rmtree(drafts)
+  manifest = {"format": FORMAT, "tasks": counts, "files": files}
   temporary = folder / f".{MANIFEST}.writing"
   temporary.write_text(json.dumps(manifest, indent=2) + "\n")
   temporary.replace(folder / MANIFEST)
@@ -206,27 +216,38 @@ def _check_shard(path: Path, expected: dict[str, Any]) -> None:
     raise ValueError(f"{path} holds {count} examples where {MANIFEST} says {expected['examples']}; {_REMEDY}")
 
 
-def _by_task(examples: Iterable[Example]) -> dict[str, list[Example]]:
-  found: dict[str, list[Example]] = {task: [] for task in TASKS}
-  seen = set()
-  for example in examples:
-    if example.task not in found:
-      raise ValueError(f"example {example.id} has task {example.task!r}, which is none of {', '.join(TASKS)}")
-    if example.id in seen:
-      raise ValueError(f"two examples have the id {example.id}; give each its own (another seed makes other ids)")
-    seen.add(example.id)
-    found[example.task].append(example)
-  return {task: group for task, group in found.items() if group}
+def _draft(folder: Path, examples: Iterable[Example]) -> dict[str, int]:
+  """A file of each task's examples, which come one by one, and how many they are; tasks in the order of TASKS."""
+  with ExitStack() as stack:
+    writers: dict[str, Any] = {}
+    counts = dict.fromkeys(TASKS, 0)
+    seen = set()
+    for example in examples:
+      if example.task not in counts:
+        raise ValueError(f"example {example.id} has task {example.task!r}, which is none of {', '.join(TASKS)}")
+      if example.id in seen:
+        raise ValueError(f"two examples have the id {example.id}; give each its own (another seed makes other ids)")
+      seen.add(example.id)
+      if example.task not in writers:
+        writers[example.task] = _writer(folder / example.task)
+        stack.callback(writers[example.task].close)
+      writers[example.task].write(json.dumps(dataclasses.asdict(example), ensure_ascii=False).encode())
+      counts[example.task] += 1
+  return {task: count for task, count in counts.items() if count}
 
 
-def _write_shard(path: Path, examples: Sequence[Example]) -> None:
-  """One file, group_size 1: records are read at random, not in runs."""
+def _write_shard(path: Path, records: Iterable[bytes]) -> None:
   temporary = path.with_name(f".{path.name}.writing")
-  writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
-  for example in examples:
-    writer.write(json.dumps(dataclasses.asdict(example), ensure_ascii=False).encode())
+  writer = _writer(temporary)
+  for record in records:
+    writer.write(record)
   writer.close()
   temporary.replace(path)
+
+
+def _writer(path: Path) -> Any:
+  """group_size 1: records are read at random, not in runs."""
+  return array_record_module.ArrayRecordWriter(str(path), "group_size:1")
 
 
 def example_of(fields: dict[str, Any]) -> Example:

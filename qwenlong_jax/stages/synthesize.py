@@ -177,12 +177,18 @@ def join(settings: Settings, blocks: Sequence[steps.Block], tests: Contamination
     if not mine:
       continue
     if not (folder / loading.MANIFEST).exists():
-      counts: Counter[str] = Counter()
-      examples = list(_distinct(mine, settings, wanted, tests, counts))
-      steps.write_text(folder / "counts.json", json.dumps(dict(sorted(counts.items())), indent=2))
-      loading.write_shards(folder, examples)
+      loading.write_shards(folder, _counted(mine, settings, wanted, tests, folder / "counts.json"))
     summary[split] = json.loads((folder / "counts.json").read_text())
   return summary
+
+
+def _counted(
+  blocks: Sequence[steps.Block], settings: Settings, wanted: int, tests: Contamination, path: Path
+) -> Iterator[Example]:
+  """The examples; behind the last of them it is written what became of all, before the data set is complete."""
+  counts: Counter[str] = Counter()
+  yield from _distinct(blocks, settings, wanted, tests, counts)
+  steps.write_text(path, json.dumps(dict(sorted(counts.items())), indent=2))
 
 
 def _distinct(

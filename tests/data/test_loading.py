@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import weakref
 from collections import Counter
 from itertools import chain
 
@@ -47,6 +48,20 @@ def test_files_bear_the_task_and_shard_and_the_manifest_counts_them(folder):
   manifest = json.loads((folder / "manifest.json").read_text())
   assert manifest["tasks"] == dict.fromkeys(TASKS, 7)
   assert sum(file["examples"] for file in manifest["files"].values()) == 35
+
+
+def test_examples_are_written_as_they_come(tmp_path):
+  known = []
+
+  def stream():
+    for each in examples():
+      example = dataclasses.replace(each)
+      known.append(weakref.ref(example))
+      assert sum(reference() is not None for reference in known) <= 2
+      yield example
+
+  loading.write_shards(tmp_path / "set", stream(), shards=3)
+  assert len(known) == 35 and loading.read_all(tmp_path / "set") == examples()
 
 
 def test_an_interrupted_write_leaves_no_data_set(tmp_path, monkeypatch):

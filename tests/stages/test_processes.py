@@ -196,11 +196,14 @@ def together(alone, cache, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_process_whose_heartbeat_stops_is_named_and_a_restart_goes_on_to_the_bit(alone, together, cache, tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_is_named_and_a_restart_goes_on_to_the_bit(alone, together, cache, tmp_path, victim):
+  """Of the second only the heartbeat stops."""
   run = Run(prepared(tmp_path / "run", alone), cache)
-  ((status, _, err), _), seconds = run.stop(signal.SIGKILL, 1, step=3)
+  results, seconds = run.stop(signal.SIGKILL, victim, step=3)
+  status, _, err = results[1 - victim]
   assert status not in (0, None) and seconds < 60
-  assert re.search(r"^error: process 1 is gone .* they go on from step \d$", err, re.MULTILINE), err
+  assert re.search(rf"^error: process {victim} is gone .* they go on from step \d$", err, re.MULTILINE), err
   run.finish(2)
   assert_same_run(run.workdir, together, rtol=0, atol=0)
 
