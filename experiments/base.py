@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
   c.synthesis.decontaminate = ()  # files of test sets (JSONL, JSON, Parquet, text) that no sample may be held by
   c.synthesis.cluster_documents = 1000  # whose facts are joined to one graph and one table
   c.synthesis.vocab_size = 8192  # of the BPE that counts tokens, where there is no tokenizer.path
-  c.synthesis.runner = "local"  # or "beam": Apache Beam, for a corpus that needs a cluster
+  c.synthesis.runner = "local"  # or "beam": Apache Beam, for a corpus that needs a cluster; never what takes an llm
   c.synthesis.workers = 0  # processes; 0: as many as there are cores
 
   # A model that takes part in the synthesis: it proposes, and answers and judges unless others are named below.

@@ -7,6 +7,7 @@ same call again pays for what is missing and ends in the same bytes.
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -204,14 +205,31 @@ def _each(
 ) -> None:
   """Works on the blocks whose parts are not there, with a bar that tells time and cost."""
   left = [block for block in blocks if not part(block, settings).exists()]
-  bar = tqdm(total=sum(block.count for block in blocks), desc=what, dynamic_ncols=True)
-  with bar, _way_on(Path(settings.folder)):
-    bar.update(bar.total - sum(block.count for block in left))
+  total, to_do = (sum(block.count for block in some) for some in (blocks, left))
+  bar = tqdm(total=total, initial=total - to_do, desc=what, dynamic_ncols=True)
+  with bar, _telling(bar, models.usage), _way_on(Path(settings.folder)):
     for block in left:
-      bar.set_postfix_str(spent(models.usage))
       work(block)
       bar.update(block.count)
-    bar.set_postfix_str(spent(models.usage))
+
+
+@contextmanager
+def _telling(bar: tqdm, usage: Usage) -> Iterator[None]:
+  """Shows the cost while a block is under way, which may take minutes."""
+  done = threading.Event()
+
+  def tell() -> None:
+    while not done.wait(1.0):
+      bar.set_postfix_str(spent(usage))
+
+  teller = threading.Thread(target=tell, daemon=True)
+  teller.start()
+  try:
+    yield
+  finally:
+    done.set()
+    teller.join()
+    bar.set_postfix_str(spent(usage))
 
 
 def spent(usage: Usage) -> str:
@@ -224,4 +242,6 @@ def _way_on(workdir: Path) -> Iterator[None]:
   try:
     yield
   except (BudgetError, EndpointError) as error:
-    raise OSError(f"{error}. The same command goes on from here: replies are in {workdir / 'replies'}") from error
+    raise OSError(
+      f"{error} (settings: config.llm; the same command goes on, with the replies in {workdir / 'replies'})"
+    ) from error
