@@ -60,8 +60,11 @@ class Replies:
 
   def spent(self) -> tuple[int, int, int]:
     """Of all that is kept: replies, tokens in, tokens out."""
-    kept = [reply for key in self._cache if (reply := self.get(key))]
-    return len(kept), sum(reply.tokens_in for reply in kept), sum(reply.tokens_out for reply in kept)
+    count, tokens_in, tokens_out = 0, 0, 0
+    for key in self._cache:
+      if reply := self.get(key):
+        count, tokens_in, tokens_out = count + 1, tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
+    return count, tokens_in, tokens_out
 
   def put(self, key: str, reply: Reply) -> None:
     self._cache.set(key, packed(reply))

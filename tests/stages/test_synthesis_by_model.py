@@ -140,6 +140,14 @@ def test_a_question_of_the_trio_stands_among_distractors_that_do_not_answer_it(m
     assert [source["id"] for source in past["documents"]] == [span.document]
 
 
+def test_no_document_is_evidence_in_two_splits(made: Path) -> None:
+  splits: dict[str, str] = {}
+  for example in every(made):
+    for source in example.provenance["documents"]:
+      assert splits.setdefault(source["id"], example.provenance["split"]) == example.provenance["split"]
+  assert set(splits.values()) == {"train", "test"}
+
+
 def test_the_solve_rate_of_every_round_is_told(made: Path) -> None:
   said, page = (made.parent / "said.txt").read_text(), (made / "synthesis_report.html").read_text()
   table = page.partition("Self-evolution</h2>")[2].partition("</section>")[0]
@@ -265,9 +273,18 @@ def test_each_role_may_have_its_own_endpoint(
   assert by_model.spent(models.usage) == "3 calls, 45 tokens, cost 0.00"
 
 
-def test_one_model_for_all_roles_is_one_endpoint(documents: Path, server: Loopback, tmp_path: Path) -> None:
-  models = by_model.models_of(config_of(documents, server.url), tmp_path)
+def test_one_model_for_all_roles_is_one_endpoint_with_the_limits_of_the_config(
+  documents: Path, server: Loopback, tmp_path: Path
+) -> None:
+  limits = {"requests_per_minute": 60.0, "tokens_per_minute": 9000.0, "most_tokens": 10**6, "most_cost": 2.5}
+  config = config_of(documents, server.url, **{f"llm_{name}": value for name, value in limits.items()})
+  models = by_model.models_of(config, tmp_path)
   assert models is not None and models.trio.proposer is models.trio.solver is models.trio.verifier
+  given = models.trio.proposer.endpoint.settings
+  assert {name: getattr(given, name) for name in limits} == limits
+  assert (given.concurrency, given.timeout, given.cache) == (4, 2.0, tmp_path / "replies" / "proposer")
+  free = by_model.models_of(config_of(documents, server.url), tmp_path)
+  assert free is not None and {getattr(free.trio.proposer.endpoint.settings, name) for name in limits} == {None}
 
 
 @pytest.mark.parametrize(
