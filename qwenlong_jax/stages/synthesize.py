@@ -1,7 +1,7 @@
 """Documents to verified training data: reads, deals, surveys, writes samples, and joins them to data sets by split.
 
-The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam. The same call
-again goes on where it stopped.
+The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam; what takes a
+model is `synthesis_by_model`'s. The same call again goes on where it stopped.
 """
 
 import json
@@ -23,6 +23,7 @@ from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import steps
 from qwenlong_jax.data.synthesis.steps import Settings
+from qwenlong_jax.stages import synthesis_by_model as by_model
 from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
@@ -35,8 +36,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
   Raises:
     FileNotFoundError: a folder of documents is not there.
     ValueError: a setting that cannot be used, or documents that bear no sample.
+    OSError: a model's endpoint that cannot be used, or a budget that is spent.
   """
   settings = settings_of(config, workdir)
+  models = by_model.models_of(config, workdir)
   tests = Contamination.of(config.synthesis.decontaminate)
   run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
   chunks = steps.chunks(settings)
@@ -53,7 +56,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  blocks = written(settings, tests, partial(run_all, "writing", steps.write_block, settings))
+  made = by_model.write(settings, config, models) if models else []
+
+  def write(blocks: Sequence[steps.Block]) -> None:
+    run_all("writing", steps.write_block, settings, [block for block in blocks if not block.maker])
+    if models and settings.screened:
+      by_model.screen_all(settings, config, models, blocks)
+
+  write(made)
+  blocks = written(settings, tests, write, made)
   kept = join(settings, blocks, tests)
   for line in told(settings, kept):
     print(line, flush=True)
@@ -85,6 +96,7 @@ def settings_of(config: ConfigDict, workdir: Path) -> Settings:
     targets=tuple(settings.targets),
     tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
     vocab_size=settings.vocab_size,
+    screened=bool(config.llm.url and config.screens.samples),
   )
 
 
@@ -123,19 +135,25 @@ def _by_beam(
 
 
 def written(
-  settings: Settings, tests: Contamination, write: Callable[[Sequence[steps.Block]], None]
+  settings: Settings,
+  tests: Contamination,
+  write: Callable[[Sequence[steps.Block]], None],
+  made: Sequence[steps.Block],
 ) -> list[steps.Block]:
-  """The blocks that together hold the samples that are wanted, as far as the documents bear them."""
-  blocks: list[steps.Block] = []
-  missing = {(split, task): wanted for split, wanted in settings.samples for task in TASKS if wanted}
+  """The blocks that together hold the samples that are wanted, as far as the documents bear them: after those that are
+  `made` already, what they lack."""
+  blocks = list(made)
   for _ in range(_ROUNDS):
-    more = steps.blocks(settings, missing, blocks)
+    left = {
+      (split, task): wanted - distinct(settings, tests, blocks, split, task)
+      for split, wanted in settings.samples
+      for task in TASKS
+    }
+    more = steps.blocks(settings, {key: number for key, number in left.items() if number > 0}, blocks)
     if not more:
       break
     write(more)
     blocks += more
-    left = {key: dict(settings.samples)[key[0]] - distinct(settings, tests, blocks, *key) for key in missing}
-    missing = {key: number for key, number in left.items() if number > 0}
   return blocks
 
 
@@ -183,7 +201,7 @@ def _distinct(
     for line in _by_turns([block for block in blocks if block.task == task], settings):
       counts.update(f"dropped/{reason}" for reason in line["dropped"])
       if line["example"] is None:
-        counts[f"given_up/{task}"] += 1
+        counts[f"{line.get('screened', 'given_up')}/{task}"] += 1
         continue
       example = loading.example_of(line["example"])
       key = example.question, example.answer
