@@ -4,15 +4,14 @@ The columns are attributes that many documents state, the rows those documents w
 template gives the question and the query side by side; DuckDB's result is the ground truth.
 """
 
-import functools
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 
+from qwenlong_jax.data.synthesis import sql as queries
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft, places
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.graph import Graph, clear, number_text, pick, rounded
@@ -268,17 +267,19 @@ def _shortcuts(table: list[tuple], decimals: int, unit: str) -> tuple[str, ...]:
 
 
 def _program(sql: str, columns: dict[str, str], table: list[tuple], decimals: int, unit: str) -> dict[str, Any]:
-  return {"kind": "sql", "sql": sql, "columns": columns, "rows": len(table), "decimals": decimals, "unit": unit}
+  cells = [list(row) for row in table]
+  known = {"columns": columns, "rows": len(table), "table": cells}
+  return {"kind": "sql", "sql": sql, **known, "decimals": decimals, "unit": unit}
 
 
-@functools.cache
-def _database() -> duckdb.DuckDBPyConnection:
-  return duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
+def facts(rows: Sequence[Sequence[Any]]) -> queries.Table:
+  """The table of a program; a row is (name, x, y, g), None where the program has no such column."""
+  columns = (("name", "VARCHAR"), ("x", "DOUBLE"), ("y", "DOUBLE"), ("g", "VARCHAR"))
+  return queries.Table("facts", columns, tuple(map(tuple, rows)))
 
 
 def _execute(sql: str, table: list[tuple]) -> Any:
-  database = _database()
-  database.execute("CREATE OR REPLACE TABLE facts (name VARCHAR, x DOUBLE, y DOUBLE, g VARCHAR)")
-  database.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", table)
-  row = database.execute(sql).fetchone()
-  return row[0] if row else None
+  found = queries.run(sql, [facts(table)])
+  if found.reason:
+    raise ValueError(f"a template's query was refused ({found.reason}: {found.detail}): {sql}")
+  return found.rows[0][0] if found.rows else None

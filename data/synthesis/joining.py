@@ -16,7 +16,8 @@ from qwenlong_jax.types import TASKS, Example
 
 @dataclass(frozen=True, slots=True)
 class Written:
-  """A sample's question without its options, and why it cannot be kept, if so: "given_up" or "contaminated"."""
+  """A sample's question without its options, and why it cannot be kept, if so: "given_up", "contaminated" or a screen's
+  reason."""
 
   question: str
   unfit: str = ""
@@ -34,7 +35,7 @@ def written(settings: Settings, block: Block, tests: Contamination) -> Iterator[
   """What there is to know of a part's samples before they are joined."""
   for line in steps.samples(settings, block):
     if line["example"] is None:
-      yield Written("", "given_up")
+      yield Written("", line.get("screened", "given_up"))
       continue
     example = loading.example_of(line["example"])
     reason = tests.hit(example)

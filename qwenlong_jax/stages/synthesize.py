@@ -1,14 +1,14 @@
 """Documents to verified training data: reads, deals, surveys, writes samples, and joins them to data sets by split.
 
-The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam. The same call
-again goes on where it stopped.
+The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam; what takes a
+model is `synthesis_by_model`'s. The same call again goes on where it stopped.
 """
 
 import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from qwenlong_jax import reporting
 from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import joining, steps
-from qwenlong_jax.data.synthesis.joining import Fate, Written
+from qwenlong_jax.data.synthesis.joining import Fate
 from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.stages import synthesis_by_model as by_model
 from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
@@ -35,8 +36,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
   Raises:
     FileNotFoundError: a folder of documents is not there.
     ValueError: a setting that cannot be used, or documents that bear no sample.
+    OSError: a model's endpoint that cannot be used, or a budget that is spent.
   """
   settings = settings_of(config, workdir)
+  models = by_model.models_of(config, workdir)
   tests = Contamination.of(config.synthesis.decontaminate)
   run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
   chunks = steps.chunks(settings)
@@ -53,7 +56,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  kept = join(settings, written(settings, tests, partial(run_all, "writing", steps.write_block, settings)))
+  made = by_model.write(settings, config, models) if models else []
+
+  def write(blocks: Sequence[Block]) -> None:
+    run_all("writing", steps.write_block, settings, [block for block in blocks if not block.maker])
+    if models and settings.screened:
+      by_model.screen_all(settings, config, models, blocks)
+
+  write(made)
+  kept = join(settings, written(settings, tests, write, made))
   for line in told(settings, kept):
     print(line, flush=True)
   found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in kept})
@@ -84,6 +95,7 @@ def settings_of(config: ConfigDict, workdir: Path) -> Settings:
     targets=tuple(settings.targets),
     tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
     vocab_size=settings.vocab_size,
+    screened=bool(config.llm.url and config.screens.samples),
   )
 
 
@@ -122,23 +134,31 @@ def _by_beam(
 
 
 def written(
-  settings: Settings, tests: Contamination, write: Callable[[Sequence[Block]], None]
+  settings: Settings,
+  tests: Contamination,
+  write: Callable[[Sequence[Block]], None],
+  made: Sequence[Block],
 ) -> dict[str, list[Fate]]:
-  """Writes samples until as many can be kept as are wanted, as far as the documents bear them; by split what becomes
-  of each sample."""
-  read: dict[Block, list[Written]] = {}
-  wanted = {(split, task): number for split, number in settings.samples for task in TASKS if number}
-  missing, decided = wanted, list[Fate]()
+  """Writes samples until, with those `made` already, as many can be kept as are wanted, as far as the documents bear
+  them; by split what becomes of each sample."""
+  read = {block: list(joining.written(settings, block, tests)) for block in made}
   for _ in range(_ROUNDS):
-    more = steps.blocks(settings, missing, list(read))
+    more = steps.blocks(settings, _missing(settings, joining.fates(settings, read)), list(read))
     if not more:
       break
     write(more)
     read |= {block: list(joining.written(settings, block, tests)) for block in more}
-    decided = list(joining.fates(settings, read))
-    kept = Counter((fate.block.cluster.split, fate.block.task) for fate in decided if fate.what == "kept")
-    missing = {key: number - kept[key] for key, number in wanted.items() if kept[key] < number}
-  return {split: [fate for fate in decided if fate.block.cluster.split == split] for split, _ in settings.samples}
+  decided: dict[str, list[Fate]] = {split: [] for split, _ in settings.samples}
+  for fate in joining.fates(settings, read):
+    decided[fate.block.cluster.split].append(fate)
+  return decided
+
+
+def _missing(settings: Settings, decided: Iterable[Fate]) -> dict[tuple[str, str], int]:
+  """How many samples more are wanted of each split and task, where any are."""
+  kept = Counter((fate.block.cluster.split, fate.block.task) for fate in decided if fate.what == "kept")
+  left = {(split, task): wanted - kept[split, task] for split, wanted in settings.samples for task in TASKS}
+  return {key: number for key, number in left.items() if number > 0}
 
 
 def join(settings: Settings, decided: Mapping[str, Sequence[Fate]]) -> dict[str, dict[str, int]]:

@@ -80,7 +80,7 @@ def write(folder, records):
   from array_record.python.array_record_module import ArrayRecordWriter
 
   for name, text in DOCUMENTS.items():
-    (folder / "documents").mkdir(exist_ok=True)
+    (folder / "documents").mkdir(parents=True, exist_ok=True)
     (folder / "documents" / name).write_text(text)
   for split in ("train", "test"):
     target = folder / "data" / split
@@ -98,6 +98,23 @@ def write(folder, records):
 def test_right_data_passes(program, tmp_path, capsys):
   assert program.main(write(tmp_path, [("train", hop()), ("test", total())])) == 0
   assert "| all |  | 2 | 2 | 2 | 2 | 2 | 2 | 2 |" in capsys.readouterr().out
+
+
+def written():
+  """By a model: no program."""
+  line = ("alba.md", DOCUMENTS["alba.md"].split("\n")[-1])
+  one = sample("train", TRAIN, {"kind": "viewpoint"}, "What does Alba say of itself?", "nothing", [line])
+  one["provenance"]["program"] = {}
+  return one
+
+
+def test_of_a_models_question_fields_and_source_are_checked(program, tmp_path, capsys):
+  records = [("train", hop()), ("train", written()), ("test", total())]
+  assert program.main(write(tmp_path / "right", records)) == 0
+  assert "| viewpoint | 1 | 0 | 0 | 0 | 1 | 0 | 1 |" in capsys.readouterr().out
+  records[1][1]["provenance"]["documents"][0]["characters"] = [0, 25]
+  assert program.main(write(tmp_path / "wrong", records)) == 1
+  assert "| viewpoint | 1 | 0 | 0 | 0 | 0 | 0 | 1 |" in capsys.readouterr().out
 
 
 def wrong_answer(one, other):
