@@ -24,6 +24,7 @@ SYNTHESIS = [
   "pydantic>=2.10",
   "pypdf>=7.1",
   "rapidfuzz>=3.10",
+  "sqlglot>=30.30",
   "tenacity>=9.0",
   "trafilatura>=2.3",
 ]

@@ -21,7 +21,7 @@ _LONGEST_ANSWER = 2000
 # Failures that are the model's answer: it does not know. Any other leaves the question open.
 _GAVE_UP = ("refusal", "empty", "length")
 _USUAL = Sampling()
-_GREEDY = Sampling(temperature=0.0, top_p=None, max_tokens=512)
+GREEDY = Sampling(temperature=0.0, top_p=None, max_tokens=512)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Panel:
   prompts: Prompts
   samples: int = 4
   sampling: Sampling = _USUAL
-  judging: Sampling = _GREEDY
+  judging: Sampling = GREEDY
 
 
 @dataclass(frozen=True)

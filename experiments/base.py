@@ -54,8 +54,35 @@ def get_config() -> ConfigDict:
   c.synthesis.decontaminate = ()  # files of test sets (JSONL, JSON, Parquet, text) that no sample may be held by
   c.synthesis.cluster_documents = 1000  # whose facts are joined to one graph and one table
   c.synthesis.vocab_size = 8192  # of the BPE that counts tokens, where there is no tokenizer.path
-  c.synthesis.runner = "local"  # or "beam": Apache Beam, for a corpus that needs a cluster
+  c.synthesis.runner = "local"  # or "beam": Apache Beam, for a corpus that needs a cluster; never what takes an llm
   c.synthesis.workers = 0  # processes; 0: as many as there are cores
+
+  # A model that takes part in the synthesis: it proposes, and answers and judges unless others are named below.
+  c.llm = endpoint()
+  c.llm.solver = endpoint()  # who answers; empty: the model above
+  c.llm.verifier = endpoint()  # who judges answers; likewise
+  c.llm.prompts = ""  # folder of prompts instead of those in data/prompts, by the same names
+  c.llm.max_tokens = 4096  # of a reply, its thoughts included
+  c.llm.concurrency = 16  # requests under way
+  c.llm.requests_per_minute = 0.0  # at each endpoint; 0: no limit
+  c.llm.tokens_per_minute = 0.0  # likewise
+  c.llm.timeout = 600.0  # seconds for a reply
+  c.llm.attempts = 6  # for a reply, with growing waits between them, before the run stops
+  c.llm.most_tokens = 0  # in and out, in all of a workdir, restarts included; 0: no limit
+  c.llm.most_cost = 0.0  # likewise, by the prices
+
+  c.evolve = ConfigDict()  # proposer, solver and verifier (section 3); what they make comes before what needs no model
+  c.evolve.groups = 20  # of documents, in a cluster at most, and no more than the samples wanted need; 0: none
+  c.evolve.documents = 3  # of a group, neighbours in their folder. Not in the report
+  c.evolve.longest = 8192  # tokens of a document that is asked about
+  c.evolve.rounds = 3  # each sees what the ones before it asked. Not in the report
+  c.evolve.proposals = 1  # about a group in a round
+  c.evolve.samples = 4  # the solver's answers to each; kept is what it gets right sometimes
+
+  c.screens = ConfigDict()  # of all samples, whoever made them: knowledge grounding, contextual robustness (section 3)
+  c.screens.samples = 4  # k of pass@k: answers without the context, and again with it; 0: no screens
+  c.screens.guesses = 1  # of the k answers without the context, so many may be right where there are four options
+  c.screens.bins = 4  # of difficulty, uniform in pass@k (section 4.2)
 
   c.warmstart = ConfigDict()  # supervised fine-tuning on worked solutions; the report starts from a trained model
   c.warmstart.steps = 0
@@ -131,6 +158,17 @@ def get_config() -> ConfigDict:
   c.checkpoint.every = 50  # steps
   c.checkpoint.keep = 2
   c.checkpoint.allow_previous = False  # where the newest is damaged, go on from the one before it
+  return c
+
+
+def endpoint() -> ConfigDict:
+  """A model at an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, a hosted API."""
+  c = ConfigDict()
+  c.url = ""  # such as http://localhost:8000/v1; "": no model
+  c.model = ""  # its name there; replies are kept by it
+  c.key_variable = ""  # the environment variable that holds the key; "": the server wants none
+  c.price_in = 0.0  # of a million tokens, in the currency of llm.most_cost
+  c.price_out = 0.0
   return c
 
 

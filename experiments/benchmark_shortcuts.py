@@ -12,8 +12,9 @@ Shortcuts, each blind to what a question is about:
   most frequent      candidate in the context
   question alone     the most frequent answer to train's questions of this kind; asked on the other splits only
   shared words       multiple choice: the option that has most words in common with the question
-Chance is any one of the sample's candidates. Prints a table with 95% intervals (Wilson's); `!` marks what lies above
-chance by more than its interval: there the generator is wrong. Writes `shortcuts.json` beside the data.
+Chance is any one of the sample's candidates; a model's question has none beside the answer, and is left out. Prints a
+table with 95% intervals (Wilson's); `!` marks what lies above chance by more than its interval: there the generator is
+wrong. Writes `shortcuts.json` beside the data.
 """
 
 import argparse
@@ -171,7 +172,8 @@ def interval(mean: float, count: int) -> tuple[float, float]:
 
 
 def measured(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-  """A row per task, kind and shortcut."""
+  """A row per task, kind and shortcut, of samples that have candidates."""
+  samples = [sample for sample in samples if len(sample.candidates) > 1]
   answers = usual(samples)
 
   def alone(sample: Sample) -> str:

@@ -6,7 +6,8 @@
 Reads {train,validation,test} below --data, and the documents again. Of each sample it checks that the answer comes out
 (right), that it is the only one (unique), that the evidence holds what it rests on (evidence) and stands in the
 document's own text at the characters given, its bytes unchanged (source), that the excerpts with evidence are enough
-(oracle), that lengths and fields are as said (fields). Of the data set: no question twice, no document in two splits.
+(oracle), that lengths and fields are as said (fields). Of a question that a model wrote nothing recomputes the answer:
+only source and fields are checked. Of the data set: no question twice, no document in two splits.
 Prints a table; exits with 1 and the first that are wrong if any is.
 """
 
@@ -33,6 +34,7 @@ from recompute import Excerpt, Quantity, Unclear, agree, excerpts, held, says, s
 
 ASPECTS = ("right", "unique", "evidence", "source", "oracle", "fields")
 UNKNOWN = ("right", "evidence", "oracle")  # where there is not exactly one answer
+WRITTEN = ("source", "fields")  # what is checked of a model's question
 CONVERSATION = "conversation"
 OTHER_FORMATS = {".html", ".htm", ".pdf", ".parquet", ".arrow"}  # whose text an extractor makes
 Record = dict[str, Any]
@@ -68,6 +70,8 @@ def check(record: Record, split: str, library: "Library") -> dict[str, str]:
     found["fields"] = wrong
   if wrong := library.unlike(record):
     found["source"] = wrong
+  if not program:
+    return found
   try:
     answer = solve(program, context)
     right = _outcome(program, answer.value)
@@ -302,7 +306,8 @@ def table(samples: Sequence[tuple[str, Record]], wrong: Sequence[dict[str, str]]
   for (_, record), problems in zip(samples, wrong):
     for key in ((record["task"], record["provenance"]["kind"]), ("all", "")):
       rows[key]["checked"] += 1
-      rows[key].update(a for a in ASPECTS if a not in problems and not (a in UNKNOWN and "unique" in problems))
+      checked = ASPECTS if record["provenance"]["program"] else WRITTEN
+      rows[key].update(a for a in checked if a not in problems and not (a in UNKNOWN and "unique" in problems))
   columns = ("checked", *ASPECTS)
   lines = ["| task | kind | " + " | ".join(columns) + " |", "|---|---" + "|---:" * len(columns) + "|"]
   for (task, kind), counts in sorted(rows.items(), key=lambda row: (row[0][0] == "all", row[0])):

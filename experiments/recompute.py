@@ -557,7 +557,9 @@ def _needle(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> 
   if not program["number"] < len(said):
     raise Unclear(f"{program['speaker']} speaks {len(said)} times")
   start, end = said[program["number"]]
-  return Answer(context[start:end].strip(), [[(start, end)]])
+  text = context[start:end]
+  start += len(text) - len(text.lstrip())  # the first line may be set in
+  return Answer(text.strip(), [[(start, start + len(text.strip()))]])
 
 
 def _agreement(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
@@ -588,9 +590,26 @@ def _agreement(program: dict[str, Any], found: Sequence[Excerpt], context: str) 
   return Answer(as_change[number], needs)
 
 
+def _triples(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  """That the passages stand here, hold both ends and make a chain; what they say of them, the program's word is taken
+  for."""
+  needs, chain = [], [[program["anchor"]], *program["names"][1:]]
+  for step, nears, fars in zip(program["steps"], chain, chain[1:]):
+    quote, ends = step["quote"], [step["head"], step["tail"]]
+    near, end = ends if step["forward"] else ends[::-1]
+    places = [(e.start + m.start(), e.start + m.end()) for e in found for m in re.finditer(re.escape(quote), e.body)]
+    if not places or any(" ".join(one.split()) not in " ".join(quote.split()) for one in ends):
+      raise Unclear(f"no excerpt says {quote!r}, or that does not hold {near!r} and {end!r}")
+    if near not in nears or end not in fars:
+      raise Unclear(f"the path breaks off between {near!r} and {end!r}")
+    needs.append(places)
+  return Answer(end, needs)
+
+
 _SOLVE: dict[str, Callable[[dict[str, Any], Sequence[Excerpt], str], Answer]] = {
   "hop": _hop, "inverse": _inverse, "years": _years, "suppose": _suppose, "sql": _sql, "opening": _words,
   "count": _words, "both": _words, "needle": _needle, "agreement": _agreement,
+  "triples": _triples,
 }  # fmt: skip
 
 
@@ -602,7 +621,8 @@ def solve(program: dict[str, Any], context: str, found: Sequence[Excerpt] | None
 
 
 def agree(stated: str, value: str | Quantity) -> bool:
-  """Whether a stated answer has the value: as text, or as quantities where it is nothing else."""
+  """Whether a stated answer has the value: as text, or as quantities where it is nothing else; of a value that was
+  computed the last decimal decides."""
   if isinstance(value, str):
     if " ".join(stated.split()) == " ".join(value.split()):
       return True
@@ -611,15 +631,16 @@ def agree(stated: str, value: str | Quantity) -> bool:
   mine, right = (v if isinstance(v, Quantity) else quantity(v) for v in (stated, value))
   if mine is None or right is None or mine.unit != right.unit:
     return False
-  decimals = 9 if right.decimals is None else right.decimals
+  decimals = value.decimals if isinstance(value, Quantity) and value.decimals is not None else 9
   return abs(mine.number - right.number) <= 10**-decimals / 100 + 1e-12 * abs(right.number)
 
 
 def says(question: str, program: dict[str, Any]) -> list[str]:
   """What of the program the question does not say."""
   numbers = {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", question)}
-  said = ("link", "answer", "key", "attribute", "subject", "title", "speaker")
-  texts = [program[key] for key in said if key in program]
+  keys = ("link", "answer", "key", "attribute", "subject", "title", "speaker", "anchor")
+  texts = [program[key] for key in keys if key in program]
+  texts += [step["relation"] for step in program.get("steps", ())]
   texts += [*program.get("words", ()), *program.get("columns", {}).values(), *program.get("options", ())]
   wanted = [program["percent"]] if "percent" in program else []
   wanted += [program["decimals"]] if program.get("decimals", -1) >= 0 else []

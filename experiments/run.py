@@ -30,8 +30,13 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 HERE = Path(__file__).resolve().parent
-# Say how to come back from damage and when to give up, not what is computed: they may change when a run goes on.
-MAY_DIFFER = {"checkpoint.allow_previous", "optimizer.nonfinite_limit"}
+# Say how to come back from damage, where to ask and when to give up, not what is computed: they may change when a run
+# goes on.
+MAY_DIFFER = {"checkpoint.allow_previous", "optimizer.nonfinite_limit", "llm.timeout", "llm.attempts"} | {
+  *("llm.concurrency", "llm.requests_per_minute", "llm.tokens_per_minute", "llm.most_tokens", "llm.most_cost"),
+  *(f"llm.{role}{key}" for role in ("", "solver.", "verifier.") for key in ("url", "key_variable")),
+  *(f"llm.{role}{key}" for role in ("", "solver.", "verifier.") for key in ("price_in", "price_out")),
+}
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="the experiment: a file with get_config()")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of all that the run writes; by default runs/<config's name>")

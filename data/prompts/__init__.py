@@ -38,6 +38,11 @@ class Prompts:
   blind: Prompt
   verify: Prompt
   triples: Prompt
+  query: Prompt
+  paraphrase: Prompt
+  table_questions: Prompt
+  synonyms: Prompt
+  same_relation: Prompt
 
   @classmethod
   def load(cls, folder: Path | str | None = None) -> Self:

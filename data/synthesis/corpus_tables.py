@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import duckdb
 import numpy as np
 
+from qwenlong_jax.data.synthesis import sql as queries
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft, places
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.graph import Graph, clear, number_text, pick, rounded
@@ -280,18 +280,18 @@ def _shortcuts(table: list[tuple], decimals: int, unit: str) -> tuple[str, ...]:
 def _program(
   sql: str, noun: str, columns: dict[str, str], table: list[tuple], decimals: int, unit: str
 ) -> dict[str, Any]:
-  program = {"kind": "sql", "sql": sql, "noun": noun, "columns": columns, "rows": len(table)}
-  return program | {"decimals": decimals, "unit": unit}
+  known = {"noun": noun, "columns": columns, "rows": len(table), "table": [list(row) for row in table]}
+  return {"kind": "sql", "sql": sql, **known, "decimals": decimals, "unit": unit}
 
 
-@functools.cache
-def _database() -> duckdb.DuckDBPyConnection:
-  return duckdb.connect(":memory:", config={"threads": 1, "enable_external_access": False})
+def facts(rows: Sequence[Sequence[Any]]) -> queries.Table:
+  """The table of a program; a row is (name, x, y, g), None where the program has no such column."""
+  columns = (("name", "VARCHAR"), ("x", "DOUBLE"), ("y", "DOUBLE"), ("g", "VARCHAR"))
+  return queries.Table("facts", columns, tuple(map(tuple, rows)))
 
 
 def _execute(sql: str, table: list[tuple]) -> Any:
-  database = _database()
-  database.execute("CREATE OR REPLACE TABLE facts (name VARCHAR, x DOUBLE, y DOUBLE, g VARCHAR)")
-  database.executemany("INSERT INTO facts VALUES (?, ?, ?, ?)", table)
-  row = database.execute(sql).fetchone()
-  return row[0] if row else None
+  found = queries.run(sql, [facts(table)])
+  if found.reason:
+    raise ValueError(f"a template's query was refused ({found.reason}: {found.detail}): {sql}")
+  return found.rows[0][0] if found.rows else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.synthesis.proposals import Rules
-from qwenlong_jax.data.verification_by_model import Rejection
+from qwenlong_jax.data.verification_by_model import GREEDY, Rejection
 from qwenlong_jax.llm import Completion, Sampling
 from qwenlong_jax.types import Example
 
@@ -41,6 +41,7 @@ class Course:
   rules: Rules = _RULES
   proposing: Sampling = _VARIED
   solving: Sampling = _USUAL
+  judging: Sampling = GREEDY
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ def sample(corpus: Corpus, order: Order, length: Callable[[str], int]) -> tuple[
   for draw in range(_DRAWS):
     rng = np.random.default_rng([order.seed, TASKS.index(order.task), _number(corpus), order.number, draw])
     kind = _kind(corpus, order, draw)
-    target = _target(rng, order)
+    target = aimed_at(rng, order)
     draft = make(rng, corpus, order.task, kind, target, order.number)
-    found = "no_draft" if draft is None else _example(corpus, rng, order, draft, target, length)
+    found = "no_draft" if draft is None else finish(corpus, rng, order, draft, target, length)
     if isinstance(found, Example):
       return found, dropped
     dropped.append(f"{order.task}/{kind}/{found}")
@@ -59,7 +59,7 @@ def _kind(corpus: Corpus, order: Order, draw: int) -> str:
   return kinds[(order.number + draw) % len(kinds)]
 
 
-def _target(rng: np.random.Generator, order: Order) -> int:
+def aimed_at(rng: np.random.Generator, order: Order) -> int:
   """Around one of the targets, by turns: at most it, at least three quarters of it."""
   return int(order.targets[order.number % len(order.targets)] * (0.75 + 0.25 * rng.random()))
 
@@ -82,9 +82,10 @@ def make(
   raise ValueError(f"{task=} is none of {', '.join(TASKS)}")
 
 
-def _example(
+def finish(
   corpus: Corpus, rng: np.random.Generator, order: Order, draft: Draft, target: int, length: Callable[[str], int]
 ) -> Example | str:
+  """The example that a draft becomes in a context of at most `target` tokens, or in a word why it does not."""
   context = compose(corpus, rng, draft, target, order.number)
   if context is None:
     return "does_not_fit"

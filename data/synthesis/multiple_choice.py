@@ -45,3 +45,8 @@ def with_options(asked: Asked, order: np.ndarray) -> Asked | None:
     program=asked.program | {"options": options},
     reasoning=asked.reasoning,
   )
+
+
+def stem(question: str) -> str:
+  """A question without its options, if it has any."""
+  return question.split(f"\n({LETTERS[0]}) ")[0]

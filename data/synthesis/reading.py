@@ -123,7 +123,8 @@ def _asked(
   if following == len(pages):
     return None
   question = f"{both_words} What is the title of the excerpt that follows it?"
-  return Asked(question, names[following], tuple(names), program, f"The excerpt is {names[both[0]]}.")
+  # The first follows none.
+  return Asked(question, names[following], tuple(names[1:]), program, f"The excerpt is {names[both[0]]}.")
 
 
 def opening(page: str) -> str:

@@ -56,7 +56,8 @@ def evolve(clusters: Sequence[Sequence[Document]], trio: Trio, course: Course, p
   """
   check(clusters, course)
   states = [_Cluster(key_of(documents), tuple(documents)) for documents in clusters]
-  panel = Panel(trio.solver, trio.verifier, prompts, course.samples, replace(course.solving, seed=course.seed))
+  sampling = replace(course.solving, seed=course.seed)
+  panel = Panel(trio.solver, trio.verifier, prompts, course.samples, sampling, course.judging)
   examples: list[Example] = []
   rejected: list[Rejection] = []
   rounds: list[Round] = []

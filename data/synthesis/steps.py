@@ -5,6 +5,8 @@
   survey   a cluster                 -> parts/survey/     its sections' lengths, which tasks it bears
   write    some samples of a cluster -> parts/samples/    examples, and why drafts were dropped
 
+Models, where there are any, write parts of samples as well, and screen all of them: parts/screened/.
+
 A part that is there is not made again; a run that was killed anywhere goes on to the same bytes.
 """
 
@@ -36,7 +38,9 @@ _TOKENIZER_CHARACTERS = 20_000_000
 
 @dataclass(frozen=True)
 class Settings:
-  """`shares`: percent of the documents by split; `samples`: by split, of each task; `targets`: lengths in tokens."""
+  """`shares`: percent of the documents by split; `samples`: by split, of each task; `targets`: lengths in tokens;
+  `screened`: by models, before samples count.
+  """
 
   folder: str
   documents: tuple[str, ...]
@@ -49,6 +53,7 @@ class Settings:
   targets: tuple[int, ...]
   tokenizer: str
   vocab_size: int
+  screened: bool = False
 
   def parts(self, step: str) -> Path:
     return Path(self.folder) / "parts" / step
@@ -81,15 +86,20 @@ class Cluster:
 
 @dataclass(frozen=True, order=True)
 class Block:
-  """Samples [first, first + count) of a task from a cluster."""
+  """Samples [first, first + count) of a task from a cluster; a model's have a `maker`, by whom they are counted."""
 
   cluster: Cluster
   task: str
   first: int
   count: int
+  maker: str = ""
 
   def part(self, settings: Settings) -> Path:
-    return settings.parts("samples") / f"{self.cluster.name}-{self.task}-{self.first:06d}.jsonl"
+    maker = f"-{self.maker}" if self.maker else ""
+    return settings.parts("samples") / f"{self.cluster.name}-{self.task}{maker}-{self.first:06d}.jsonl"
+
+  def screened(self, settings: Settings) -> Path:
+    return settings.parts("screened") / self.part(settings).name
 
 
 def chunks(settings: Settings) -> list[Chunk]:
@@ -220,7 +230,7 @@ def blocks(settings: Settings, wanted: Mapping[tuple[str, str], int], before: Se
   able = {cluster: json.loads(cluster.part(settings).read_text())["tasks"] for cluster in every}
   written: Counter[tuple[Cluster, str]] = Counter()
   for block in before:
-    written[block.cluster, block.task] += block.count
+    written[block.cluster, block.task] += 0 if block.maker else block.count
   found = []
   for (split, task), number in wanted.items():
     bearing = [cluster for cluster in every if cluster.split == split and task in able[cluster]]
@@ -240,16 +250,19 @@ def write_block(settings: Settings, block: Block) -> None:
   for number in range(block.first, block.first + block.count):
     example, dropped = sample(corpus, Order(block.task, number, settings.seed, settings.targets), length)
     lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
-  write_text(block.part(settings), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+  write_lines(block.part(settings), lines)
 
 
 def samples(settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-  """What `write_block` wrote: number, example (None: given up) and why drafts were dropped.
+  """What counts of a block: number, example (None: given up), why drafts were dropped, and `screened` where it was.
 
   Raises:
     ValueError: the part is damaged.
   """
-  path = block.part(settings)
+  return read_lines(block.screened(settings) if settings.screened else block.part(settings))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
   with path.open() as lines:
     for line in lines:
       try:
@@ -273,6 +286,10 @@ def counter(path: str) -> Callable[[str], int]:
   """Counts a text's tokens."""
   encode = tokenizer.load(path).encode
   return lambda text: len(encode(text))
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+  write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -42,13 +42,16 @@ class Request:
   schema: Mapping[str, Any] | None = None
 
 
+# Failures of the way to the model, after the last retry: another try may go well.
+ON_THE_WAY = ("timeout", "connection", "rate_limited", "server_error", "malformed_body", "no_choices")
+
+
 @dataclass(frozen=True)
 class Reply:
   """`text`, without the thoughts before it, or why it cannot be used ("" if it can): never both in vain.
 
   Failures of the model: "length" (cut off by max_tokens; the text is what there is), "content_filter", "refusal",
-  "empty". Of the way there, after the last retry: "timeout", "connection", "rate_limited", "server_error",
-  "malformed_body", "no_choices"; and "too_long" where the prompt exceeds the model's window.
+  "empty", and "too_long" where the prompt exceeds its window. Of the way there: those of `ON_THE_WAY`.
   """
 
   text: str

@@ -58,6 +58,14 @@ class Replies:
       logging.warning("%s: the entry %s is damaged (%s); asking for it again", self.folder, key, error)
       return None
 
+  def spent(self) -> tuple[int, int, int]:
+    """Of all that is kept: replies, tokens in, tokens out."""
+    count, tokens_in, tokens_out = 0, 0, 0
+    for key in self._cache:
+      if reply := self.get(key):
+        count, tokens_in, tokens_out = count + 1, tokens_in + reply.tokens_in, tokens_out + reply.tokens_out
+    return count, tokens_in, tokens_out
+
   def put(self, key: str, reply: Reply) -> None:
     self._cache.set(key, packed(reply))
 

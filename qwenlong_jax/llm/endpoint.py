@@ -39,12 +39,18 @@ class EndpointError(RuntimeError):
 
 
 class Endpoint:
-  """A `Completion` over HTTP, for one caller at a time. `usage` adds up over the calls."""
+  """A `Completion` over HTTP, for one caller at a time. `usage` adds up over the calls.
 
-  def __init__(self, settings: Settings):
-    self.settings, self.usage = settings, Usage()
+  Endpoints that are given the same `usage` share a budget. `since_ever`: what the replies in the cache have cost counts
+  as spent; otherwise the budget is this object's.
+  """
+
+  def __init__(self, settings: Settings, usage: Usage | None = None, since_ever: bool = False):
+    self.settings, self.usage = settings, Usage() if usage is None else usage
     self._key = api_key(settings)
     self._replies = Replies(settings.cache)
+    if since_ever:
+      self._spend(*self._replies.spent())
     self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
     self._purse = Purse(self.usage, settings.most_tokens, settings.most_cost)
     self._in_vain = 0
@@ -120,9 +126,7 @@ class Endpoint:
         raise self._stop
       self.usage.calls += 1
       reply = read(await self._call(client, request), tokens_in)
-      self.usage.tokens_in += reply.tokens_in
-      self.usage.tokens_out += reply.tokens_out
-      self.usage.cost += self._cost(reply.tokens_in, reply.tokens_out)
+      self._spend(0, reply.tokens_in, reply.tokens_out)
       self._pace.settle(tokens, reply.tokens_in + reply.tokens_out)
       return reply
     except openai.APIStatusError as error:
@@ -182,6 +186,12 @@ class Endpoint:
   def _clean(self, message: str) -> str:
     """Servers like to repeat the key that they reject."""
     return message.replace(self._key, "[key]")[:500]
+
+  def _spend(self, calls: int, tokens_in: int, tokens_out: int) -> None:
+    self.usage.calls += calls
+    self.usage.tokens_in += tokens_in
+    self.usage.tokens_out += tokens_out
+    self.usage.cost += self._cost(tokens_in, tokens_out)
 
   def _cost(self, tokens_in: int, tokens_out: int) -> float:
     return (tokens_in * self.settings.price_in + tokens_out * self.settings.price_out) / 1e6

@@ -130,7 +130,8 @@ def made(config: dict[str, Any], facts: Sequence[Fact]) -> str:
     f"Python {platform.python_version()}",
     *(f"- {name}: `{value}`" for name, value in summary(config)),
   ]
-  return "By `python experiments/run.py --config=synthesize.py`; all follows from these:\n\n" + "\n".join(lines)
+  rest = " and from the model's replies" if config.get("llm", {}).get("model") else ""
+  return f"By `python experiments/run.py --config=synthesize.py`; all follows from these{rest}:\n\n" + "\n".join(lines)
 
 
 def origins(folders: Sequence[Path]) -> str:

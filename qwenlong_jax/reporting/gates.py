@@ -1,6 +1,7 @@
 """What became of files, documents and drafts at each gate of the synthesis, as tables of text; the heading first."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ _OUTCOMES = {
   "given_up": "Orders given up: no draft was kept",
   "duplicate": "Samples dropped: asked before",
   "contaminated": "Samples dropped: a test set holds them",
+  "known": "Samples dropped: a model knows the answer without the context",
+  "never_solved": "Samples dropped: a model never finds the answer in the context",
+  "unchecked": "Samples dropped: no verdict of the models came about",
   "surplus": "Samples left over: enough of the task",
   "kept": "Samples kept",
 }
@@ -78,6 +82,28 @@ def domains(facts: Sequence[Fact]) -> Grid:
     row = [found[domain, task] for task in order]
     lines.append([domain, *map(_number, row), _number(sum(row))])
   return lines
+
+
+def evolution(folder: str | os.PathLike[str]) -> Grid:
+  """A line for each round of the self-evolving trio, over all groups of documents: how hard its questions were for the
+  solver. No lines where there was none."""
+  total: dict[int, Counter[str]] = {}
+  for path in sorted((Path(folder) / "parts" / "evolved").glob("*.json")):
+    for one in json.loads(path.read_text(encoding="utf-8")):
+      found = total.setdefault(one["number"], Counter())
+      judged = one["passed_rules"] - one["rejected"].get("unchecked", 0)
+      found.update({name: one[name] for name in ("proposed", "passed_rules", "kept")})
+      found.update(judged=judged, solved=judged * (one["solve_rate"] or 0))
+  lines = [
+    [
+      str(number),
+      *map(_number, (found["proposed"], found["passed_rules"])),
+      f"{found['solved'] / found['judged']:.2f}" if found["judged"] else "–",
+      _number(found["kept"]),
+    ]
+    for number, found in sorted(total.items())
+  ]
+  return [["Round", "Questions", "pass the rules", "solve rate", "kept"], *lines] if lines else []
 
 
 def shortcuts(folder: Path) -> Grid:

@@ -37,6 +37,7 @@ def synthesis_report(workdir: str | os.PathLike[str], found: Survey, files: int 
     through=gates.through(folder, counts, files),
     dropped=gates.dropped(counts),
     domains=gates.domains(found.facts),
+    evolution=gates.evolution(folder),
     shortcuts=gates.shortcuts(folder),
     measured=sum(fact.pass_rate is not None for fact in found.facts),
     pictures=histograms.pictures(found.facts),
@@ -51,6 +52,10 @@ def summary(config: dict[str, Any]) -> list[tuple[str, str]]:
   chosen = {name: config[name] for name in ("documents", "seed") if name in config} | config.get("synthesis", {})
   if chosen:
     chosen["tokenizer"] = config.get("tokenizer", {}).get("path") or "a BPE of the training documents"
+  if (llm := config.get("llm", {})).get("model"):
+    roles = {role: llm[role]["model"] for role in ("solver", "verifier") if llm[role]["model"]}
+    chosen |= {"model": llm["model"], **roles}
+    chosen |= {f"{group} {name}": value for group in ("evolve", "screens") for name, value in config[group].items()}
   return [(name.replace("_", " "), _plain(value)) for name, value in chosen.items()]
 
 

@@ -1,17 +1,16 @@
 """Documents to verified training data: reads, deals, surveys, writes samples, and joins them to data sets by split.
 
-The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam. The same call
-again goes on where it stopped.
+The steps are `data.synthesis.steps`: functions of one element, run here by processes or by Apache Beam; what takes a
+model is `synthesis_by_model`'s. The same call again goes on where it stopped.
 """
 
 import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,10 @@ from tqdm import tqdm
 from qwenlong_jax import reporting
 from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
-from qwenlong_jax.data.synthesis import steps
-from qwenlong_jax.data.synthesis.steps import Settings
+from qwenlong_jax.data.synthesis import joining, steps
+from qwenlong_jax.data.synthesis.joining import Fate
+from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.stages import synthesis_by_model as by_model
 from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
@@ -35,8 +36,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
   Raises:
     FileNotFoundError: a folder of documents is not there.
     ValueError: a setting that cannot be used, or documents that bear no sample.
+    OSError: a model's endpoint that cannot be used, or a budget that is spent.
   """
   settings = settings_of(config, workdir)
+  models = by_model.models_of(config, workdir)
   tests = Contamination.of(config.synthesis.decontaminate)
   run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
   chunks = steps.chunks(settings)
@@ -53,8 +56,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  blocks = written(settings, tests, partial(run_all, "writing", steps.write_block, settings))
-  kept = join(settings, blocks, tests)
+  made = by_model.write(settings, config, models) if models else []
+
+  def write(blocks: Sequence[Block]) -> None:
+    run_all("writing", steps.write_block, settings, [block for block in blocks if not block.maker])
+    if models and settings.screened:
+      by_model.screen_all(settings, config, models, blocks)
+
+  write(made)
+  kept = join(settings, written(settings, tests, write, made))
   for line in told(settings, kept):
     print(line, flush=True)
   found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in kept})
@@ -85,6 +95,7 @@ def settings_of(config: ConfigDict, workdir: Path) -> Settings:
     targets=tuple(settings.targets),
     tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
     vocab_size=settings.vocab_size,
+    screened=bool(config.llm.url and config.screens.samples),
   )
 
 
@@ -123,93 +134,51 @@ def _by_beam(
 
 
 def written(
-  settings: Settings, tests: Contamination, write: Callable[[Sequence[steps.Block]], None]
-) -> list[steps.Block]:
-  """The blocks that together hold the samples that are wanted, as far as the documents bear them."""
-  blocks: list[steps.Block] = []
-  missing = {(split, task): wanted for split, wanted in settings.samples for task in TASKS if wanted}
+  settings: Settings,
+  tests: Contamination,
+  write: Callable[[Sequence[Block]], None],
+  made: Sequence[Block],
+) -> dict[str, list[Fate]]:
+  """Writes samples until, with those `made` already, as many can be kept as are wanted, as far as the documents bear
+  them; by split what becomes of each sample."""
+  read = {block: list(joining.written(settings, block, tests)) for block in made}
   for _ in range(_ROUNDS):
-    more = steps.blocks(settings, missing, blocks)
+    more = steps.blocks(settings, _missing(settings, joining.fates(settings, read)), list(read))
     if not more:
       break
     write(more)
-    blocks += more
-    left = {key: dict(settings.samples)[key[0]] - distinct(settings, tests, blocks, *key) for key in missing}
-    missing = {key: number for key, number in left.items() if number > 0}
-  return blocks
+    read |= {block: list(joining.written(settings, block, tests)) for block in more}
+  decided: dict[str, list[Fate]] = {split: [] for split, _ in settings.samples}
+  for fate in joining.fates(settings, read):
+    decided[fate.block.cluster.split].append(fate)
+  return decided
 
 
-def distinct(settings: Settings, tests: Contamination, blocks: Sequence[steps.Block], split: str, task: str) -> int:
-  """How many samples of a task a split has that are to be kept."""
-  seen = set()
-  for block in blocks:
-    if (block.cluster.split, block.task) == (split, task):
-      for line in steps.samples(settings, block):
-        if line["example"] is not None and not tests.hit(example := loading.example_of(line["example"])):
-          seen.add((example.question, example.answer))
-  return len(seen)
+def _missing(settings: Settings, decided: Iterable[Fate]) -> dict[tuple[str, str], int]:
+  """How many samples more are wanted of each split and task, where any are."""
+  kept = Counter((fate.block.cluster.split, fate.block.task) for fate in decided if fate.what == "kept")
+  left = {(split, task): wanted - kept[split, task] for split, wanted in settings.samples for task in TASKS}
+  return {key: number for key, number in left.items() if number > 0}
 
 
-def join(settings: Settings, blocks: Sequence[steps.Block], tests: Contamination) -> dict[str, dict[str, int]]:
-  """The data set of every split out of its parts, no question twice, none of `tests`; what became of all samples."""
+def join(settings: Settings, decided: Mapping[str, Sequence[Fate]]) -> dict[str, dict[str, int]]:
+  """The data set of every split out of its parts; what became of all samples."""
   summary: dict[str, dict[str, int]] = {}
-  for split, wanted in settings.samples:
-    folder = Path(settings.folder) / "data" / split
-    mine = [block for block in blocks if block.cluster.split == split]
+  for split, mine in decided.items():
     if not mine:
       continue
+    folder = Path(settings.folder) / "data" / split
     if not (folder / loading.MANIFEST).exists():
-      loading.write_shards(folder, _counted(mine, settings, wanted, tests, folder / "counts.json"))
+      loading.write_shards(folder, _counted(settings, mine, folder / "counts.json"))
     summary[split] = json.loads((folder / "counts.json").read_text())
   return summary
 
 
-def _counted(
-  blocks: Sequence[steps.Block], settings: Settings, wanted: int, tests: Contamination, path: Path
-) -> Iterator[Example]:
+def _counted(settings: Settings, decided: Sequence[Fate], path: Path) -> Iterator[Example]:
   """The examples; behind the last of them it is written what became of all, before the data set is complete."""
   counts: Counter[str] = Counter()
-  yield from _distinct(blocks, settings, wanted, tests, counts)
+  yield from joining.kept(settings, decided, counts)
   steps.write_text(path, json.dumps(dict(sorted(counts.items())), indent=2))
-
-
-def _distinct(
-  blocks: Sequence[steps.Block], settings: Settings, wanted: int, tests: Contamination, counts: Counter[str]
-) -> Iterator[Example]:
-  """Of each task as many as are wanted, in turn from all clusters."""
-  seen: set[tuple[str, str]] = set()
-  for task in TASKS:
-    kept = 0
-    for line in _by_turns([block for block in blocks if block.task == task], settings):
-      counts.update(f"dropped/{reason}" for reason in line["dropped"])
-      if line["example"] is None:
-        counts[f"given_up/{task}"] += 1
-        continue
-      example = loading.example_of(line["example"])
-      key = example.question, example.answer
-      if key in seen or kept == wanted:
-        counts[f"{'duplicate' if key in seen else 'surplus'}/{task}"] += 1
-        continue
-      if reason := tests.hit(example):
-        counts[f"contaminated/{task}"] += 1
-        print(f"left out {example.id}: {reason}", flush=True)
-        continue
-      seen.add(key)
-      kept += 1
-      yield example
-    counts[f"kept/{task}"] = kept
-
-
-def _by_turns(blocks: Sequence[steps.Block], settings: Settings) -> Iterator[dict[str, Any]]:
-  """The lines of all parts, one from each cluster at a time."""
-  clusters = {block.cluster: [b for b in blocks if b.cluster == block.cluster] for block in blocks}
-
-  def lines(mine: Sequence[steps.Block]) -> Iterator[dict[str, Any]]:
-    for block in mine:
-      yield from steps.samples(settings, block)
-
-  for turn in zip_longest(*(lines(mine) for mine in clusters.values())):
-    yield from (line for line in turn if line is not None)
 
 
 def told(settings: Settings, counts: dict[str, dict[str, int]]) -> Iterator[str]:

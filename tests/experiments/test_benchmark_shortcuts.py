@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,11 @@ def test_an_option_is_right_as_text_and_chance_is_one_of_the_candidates(shortcut
   sample = asked(shortcuts, options=True)
   assert [sample.score(candidate) for candidate in sample.candidates] == [0, 0, 1]
   assert sample.chance() == pytest.approx(1 / 3)
+
+
+def test_a_question_without_candidates_is_left_out(shortcuts):
+  written = replace(asked(shortcuts, kind="viewpoint"), candidates=("Quill",))
+  assert {row["kind"] for row in shortcuts.measured([asked(shortcuts), written])} == {"hop", "all"}
 
 
 def test_the_usual_answer_is_learnt_from_train_and_asked_elsewhere(shortcuts):

@@ -80,7 +80,7 @@ def write(folder, records):
   from array_record.python.array_record_module import ArrayRecordWriter
 
   for name, text in DOCUMENTS.items():
-    (folder / "documents").mkdir(exist_ok=True)
+    (folder / "documents").mkdir(parents=True, exist_ok=True)
     (folder / "documents" / name).write_text(text)
   for split in ("train", "test"):
     target = folder / "data" / split
@@ -98,6 +98,23 @@ def write(folder, records):
 def test_right_data_passes(program, tmp_path, capsys):
   assert program.main(write(tmp_path, [("train", hop()), ("test", total())])) == 0
   assert "| all |  | 2 | 2 | 2 | 2 | 2 | 2 | 2 |" in capsys.readouterr().out
+
+
+def written():
+  """By a model: no program."""
+  line = ("alba.md", DOCUMENTS["alba.md"].split("\n")[-1])
+  one = sample("train", TRAIN, {"kind": "viewpoint"}, "What does Alba say of itself?", "nothing", [line])
+  one["provenance"]["program"] = {}
+  return one
+
+
+def test_of_a_models_question_fields_and_source_are_checked(program, tmp_path, capsys):
+  records = [("train", hop()), ("train", written()), ("test", total())]
+  assert program.main(write(tmp_path / "right", records)) == 0
+  assert "| viewpoint | 1 | 0 | 0 | 0 | 1 | 0 | 1 |" in capsys.readouterr().out
+  records[1][1]["provenance"]["documents"][0]["characters"] = [0, 25]
+  assert program.main(write(tmp_path / "wrong", records)) == 1
+  assert "| viewpoint | 1 | 0 | 0 | 0 | 0 | 0 | 1 |" in capsys.readouterr().out
 
 
 def wrong_answer(one, other):
@@ -271,6 +288,20 @@ def test_a_short_line_within_a_speech_is_no_speaker(again):
   needle = {"kind": "needle", "title": "Play", "speaker": "ANNA", "number": 0}
   assert again.solve(needle, PLAY).value == "I go.\nGood night.\nWhich must decide it."
   assert again.solve(needle | {"number": 1}, PLAY).value == "No."
+
+
+def test_a_speech_begins_where_its_first_word_stands(again):
+  needle = {"kind": "needle", "title": "Play", "speaker": "BEN", "number": 0}
+  context = PLAY.replace("Stay.", "        Stay.")
+  (place,), answer = again.solve(needle, context).needs[0], again.solve(needle, context).value
+  assert answer == context[slice(*place)] == "Stay."
+
+
+def test_stated_quantities_agree_exactly_and_computed_ones_to_their_decimals(again):
+  assert again.agree("1,200 km", "1.2 thousand km")
+  assert not again.agree("0.01 liters", "0 liters")
+  assert again.agree("43 km", again.Quantity(43.004, "km", 0))
+  assert not again.agree("43 km", again.Quantity(43.2, "km", 0))
 
 
 def talk(*figures):

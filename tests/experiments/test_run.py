@@ -17,6 +17,7 @@ def get_config(size="small"):
     "size": size,
     "optimizer": {"learning_rate": 2e-6, "betas": (0.9, 0.95)},
     "checkpoint": {"keep": 2, "allow_previous": False},
+    "llm": {"model": "m", "most_cost": 1.0},
     "variants": (),
   })
 """
@@ -72,6 +73,7 @@ def test_overrides_and_the_files_argument_reach_the_config(folder):
     "size": "large",
     "optimizer": {"learning_rate": 1e-4, "betas": [0.9, 0.95]},
     "checkpoint": {"keep": 2, "allow_previous": False},
+    "llm": {"model": "m", "most_cost": 1.0},
     "variants": [],
   }
   assert not (folder / "runs").exists()
@@ -93,7 +95,7 @@ def test_a_config_beside_run_py_is_found_from_any_folder(folder):
     ("optimzer.learning_rate=1", "did you mean config.optimizer.learning_rate?"),
     ("optimzer=1", "did you mean config.optimizer?"),
     ("learning_rate=1", "did you mean config.optimizer.learning_rate?"),
-    ("zzz=1", "config has checkpoint, optimizer, seed, size, variants"),
+    ("zzz=1", "config has checkpoint, llm, optimizer, seed, size, variants"),
   ],
 )
 def test_a_misspelt_key_is_refused_with_the_nearest(folder, key, hint):
@@ -118,6 +120,12 @@ def test_the_stages_get_a_locked_config_and_the_same_command_goes_on(folder):
   again = run(folder, "--config=mine.py:large", "--config.checkpoint.allow_previous=True")
   assert (again.returncode, again.stdout) == (0, f"going on in {workdir}\n"), again.stderr
   assert (workdir / "config.json").read_text() == printed
+
+
+def test_a_budget_may_be_raised_and_a_model_not_be_changed_when_a_run_goes_on(folder):
+  assert run(folder, "--config=mine.py", "--workdir=w").returncode == 0
+  assert run(folder, "--config=mine.py", "--workdir=w", "--config.llm.most_cost=2.0").returncode == 0
+  assert "config.llm.model" in refused(folder, "--config=mine.py", "--workdir=w", "--config.llm.model=another")
 
 
 def test_a_workdir_of_other_settings_is_refused_naming_them(folder):

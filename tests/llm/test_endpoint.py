@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from loopback import Act, prompt_of, refuses, says
 
-from qwenlong_jax.llm import Reply, Sampling, ask, samples
+from qwenlong_jax.llm import Reply, Sampling, Usage, ask, samples
 from qwenlong_jax.llm.cache import Replies
 from qwenlong_jax.llm.endpoint import Endpoint, EndpointError
 from qwenlong_jax.llm.limits import BudgetError, Pace
@@ -326,3 +326,17 @@ def test_a_schema_goes_along_where_the_server_takes_one(server, endpoint):
   endpoint(json_schema=True).complete([request])
   assert "response_format" not in server.bodies[0]
   assert server.bodies[1]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_endpoints_share_a_budget_that_counts_what_was_ever_paid(endpoint, tmp_path):
+  endpoint(price_in=1.0, price_out=2.0).complete(estimated(3))
+  assert Replies(tmp_path / "cache").spent() == (3, 30, 15)
+  usage = Usage()
+  build = {"price_in": 1.0, "price_out": 2.0, "most_tokens": 80}
+  one = Endpoint(endpoint(**build).settings, usage, since_ever=True)
+  other = Endpoint(replace(endpoint(**build).settings, cache=tmp_path / "other"), usage, since_ever=True)
+  assert (usage.calls, usage.tokens_in, usage.tokens_out, usage.cost) == (3, 30, 15, pytest.approx(60e-6))
+  one.complete(estimated(4))
+  other.complete(estimated(1))
+  with pytest.raises(BudgetError, match="spent 75 tokens"):
+    one.complete(estimated(5))

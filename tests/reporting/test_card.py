@@ -1,5 +1,7 @@
 """The card of data sets."""
 
+import json
+
 import pytest
 import yaml
 from making import COUNTS, examples, write_making
@@ -43,6 +45,19 @@ def test_a_model_that_took_part_is_named(tmp_path):
   found = survey({"train": examples("train", model="qwen3-4b")})
   _, body = parted(data_card(write_making(tmp_path / "syn"), found))
   assert "took part in the making: qwen3-4b." in body and "without a language model" not in body
+
+
+def test_what_a_model_was_told_to_do_is_said_and_where_it_lives_is_not(tmp_path, found):
+  folder = write_making(tmp_path / "syn")
+  config = json.loads((folder / "config.json").read_text())
+  nobody, reader = {"url": "", "model": ""}, {"url": "http://secret.example/v1", "model": "reader"}
+  config["llm"] = reader | {"model": "writer", "solver": reader, "verifier": nobody}
+  config |= {"evolve": {"rounds": 3}, "screens": {"samples": 4}}
+  (folder / "config.json").write_text(json.dumps(config))
+  _, body = parted(data_card(folder, found))
+  for line in ("- model: `writer`", "- solver: `reader`", "- evolve rounds: `3`", "- screens samples: `4`"):
+    assert line in body
+  assert "and from the model's replies" in body and "secret" not in body and "- verifier" not in body
 
 
 def test_sources_are_quoted_and_licences_named(tmp_path, found):

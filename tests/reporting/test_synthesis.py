@@ -152,3 +152,19 @@ def test_the_page_is_a_function_of_the_files(workdir, found, text):
 def test_a_folder_that_is_not_there_is_named(tmp_path, found):
   with pytest.raises(FileNotFoundError, match="gone is no folder"):
     synthesis_report(tmp_path / "gone", found)
+
+
+def test_the_solve_rate_of_a_round_is_over_all_that_was_judged(workdir, found):
+  assert "Self-evolution" not in synthesis_report(workdir, found).read_text()
+  (workdir / "parts" / "evolved").mkdir()
+  parts = (
+    [[1, 4, 2, 1, 0.5, {"always_solved": 1}], [2, 4, 0, 0, None, {"malformed": 4}]],
+    [[1, 8, 4, 2, 0.1, {"unchecked": 2}]],
+  )
+  names = ("number", "proposed", "passed_rules", "kept", "solve_rate", "rejected")
+  for number, rounds in enumerate(parts):
+    path = workdir / "parts" / "evolved" / f"{number}.json"
+    path.write_text(json.dumps([dict(zip(names, one)) for one in rounds]))
+  # Of the second part two of four were judged: (2 * 0.5 + 2 * 0.1) / 4.
+  assert gates.evolution(workdir)[1:] == [["1", "12", "6", "0.30", "3"], ["2", "4", "0", "–", "0"]]
+  assert "Self-evolution" in synthesis_report(workdir, found).read_text()

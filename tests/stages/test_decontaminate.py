@@ -4,6 +4,7 @@ import json
 
 from qwenlong_jax.data import loading
 from qwenlong_jax.data.selection import Contamination
+from qwenlong_jax.data.synthesis import joining
 from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
 from qwenlong_jax.stages import synthesize
 from qwenlong_jax.types import Example
@@ -21,7 +22,8 @@ def test_a_sample_that_a_test_set_holds_is_left_out_and_counted(tmp_path, capsys
   block.part(settings).parent.mkdir(parents=True)
   block.part(settings).write_text("".join(json.dumps(line) + "\n" for line in lines))
   (tmp_path / "held.jsonl").write_text(json.dumps({"question": held.upper()}))
-  summary = synthesize.join(settings, [block], Contamination.of([tmp_path / "held.jsonl"]))
+  read = {block: list(joining.written(settings, block, Contamination.of([tmp_path / "held.jsonl"])))}
+  summary = synthesize.join(settings, {"train": list(joining.fates(settings, read))})
   assert summary["train"]["contaminated/multi_hop"] == 1 and summary["train"]["kept/multi_hop"] == 2
   assert [example.id for example in loading.read_each(tmp_path / "data/train")] == ["e0", "e2"]
   assert "left out e1: " in capsys.readouterr().out

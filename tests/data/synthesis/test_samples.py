@@ -144,6 +144,7 @@ def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureR
       assert int(example.answer) == sum(one in words and other not in words for words in has)
     elif program["kind"] == "both":
       assert list(found)[both[0] + 1] == example.answer
+      assert example.provenance["candidates"] == list(found)[1:]
     else:
       assert re.findall(r"\w+", list(found.values())[both[0]])[:6] == example.answer.split()
 
