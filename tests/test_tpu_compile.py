@@ -201,8 +201,8 @@ from qwenlong_jax.rollout.sampling import Sampling
 ring, layers, lanes, slots, responses, group = json.loads(sys.argv[1])
 mesh = make_mesh(ring=ring, devices=topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices)
 config = Qwen3Config(
-  vocab_size=1024, hidden_size=128, num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=4, head_dim=128,
-  intermediate_size=256,
+  vocab_size=1024, hidden_size=128, num_hidden_layers=layers, num_attention_heads=32, num_key_value_heads=4,
+  head_dim=128, intermediate_size=256,
 )
 graph, params = nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)))
 engine = Engine(graph, mesh, lanes=lanes)
