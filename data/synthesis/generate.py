@@ -151,7 +151,7 @@ def capable(corpus: Corpus, task: str, targets: Sequence[int], tries: int = 12) 
   for number in range(tries):
     order = Order(task, number, 0, tuple(targets))
     rng = np.random.default_rng([number, TASKS.index(task)])
-    target = _target(rng, order)
+    target = aimed_at(rng, order)
     draft = make(rng, corpus, task, _kind(corpus, order, 0), target, number)
     if draft is not None and compose(corpus, rng, draft, target, number) is not None:
       return True
