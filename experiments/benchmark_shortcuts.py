@@ -29,10 +29,11 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-import bm25s
 from check_data import Record, records
 from recompute import GAP, agree, excerpts, quantity
 from tqdm import tqdm
+
+from qwenlong_jax.data.ranking import BM25
 
 PASSAGE = 100  # words
 _Z = 1.96
@@ -100,7 +101,7 @@ def passages(context: str) -> list[str]:
 
 def nearest(sample: Sample) -> str:
   every = passages(sample.context)
-  ranker = bm25s.BM25()
+  ranker = BM25()
   ranker.index([words(passage) for passage in every], show_progress=False)
   query = [word for word in words(sample.question) if word in ranker.vocab_dict]
   return _first_in(every[int(ranker.get_scores(query).argmax())] if query else "", sample, "nearest")

@@ -39,6 +39,7 @@ UNKNOWN = ("right", "evidence", "oracle")  # where there is not exactly one answ
 WRITTEN = ("source", "fields")  # what is checked of a model's question
 CONVERSATION = "conversation"
 OTHER_FORMATS = {".html", ".htm", ".pdf", ".parquet", ".arrow"}  # whose text an extractor makes
+IN_PARTS = (".csv", ".tsv", ".parquet", ".arrow")  # files of many documents, whose hash all of them bear
 Record = dict[str, Any]
 Problem = tuple[str, str, str]  # (of what, which aspect, why)
 
@@ -280,7 +281,8 @@ def shared(samples: Sequence[tuple[str, Record]], library: Library) -> Iterator[
   for split, record in samples:
     for source in record["provenance"]["documents"]:
       by_name[source["id"]].add(split)
-      by_name[source["sha256"]].add(split)
+      if "#" not in source["id"] or not source["path"].lower().endswith(IN_PARTS):
+        by_name[source["sha256"]].add(split)
     for excerpt in excerpts(record["context"]):
       by_title[excerpt.title].setdefault(split, excerpt)
   for name, splits in by_name.items():

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import bm25s
 import numpy as np
 
 from qwenlong_jax.data.documents import Document
+from qwenlong_jax.data.ranking import BM25
 from qwenlong_jax.data.synthesis import functions, tables
 from qwenlong_jax.data.synthesis.modules import is_of
 from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities, sections
@@ -81,8 +81,8 @@ class Corpus:
     return {word: np.array(where) for word, where in sorted(found.items()) if len(where) > 1}
 
   @cached_property
-  def _ranker(self) -> bm25s.BM25:
-    ranker = bm25s.BM25()
+  def _ranker(self) -> BM25:
+    ranker = BM25()
     ranker.index([_WORD.findall(self.text(place).lower()) or [""] for place in self.places], show_progress=False)
     return ranker
 

@@ -147,11 +147,12 @@ def _provenance(
 
 
 def capable(corpus: Corpus, task: str, targets: Sequence[int], tries: int = 12) -> bool:
-  """Whether any of a few drafts of a task comes about."""
+  """Whether any of a few drafts of a task comes about, at all lengths by turns."""
   for number in range(tries):
     order = Order(task, number, 0, tuple(targets))
     rng = np.random.default_rng([number, TASKS.index(task)])
-    draft = make(rng, corpus, task, _kind(corpus, order, 0), min(targets), number)
-    if draft is not None and compose(corpus, rng, draft, min(targets), number) is not None:
+    target = _target(rng, order)
+    draft = make(rng, corpus, task, _kind(corpus, order, 0), target, number)
+    if draft is not None and compose(corpus, rng, draft, target, number) is not None:
       return True
   return False

@@ -201,6 +201,18 @@ def test_equal_titles_of_other_documents_are_not_shared(program, tmp_path):
   assert list(program.shared([("train", hop()), ("test", other)], library)) == []
 
 
+def test_rows_of_one_table_are_documents_of_their_own_but_not_the_same_rows(program, tmp_path):
+  write(tmp_path, [])
+  library = program.Library([tmp_path / "documents"])
+  one, other = hop(), total()
+  for record, part in ((one, 1), (other, 2)):
+    record["context"] = ""
+    record["provenance"]["documents"] = [{"id": f"a.csv#{part}", "path": "a.csv", "sha256": "0" * 64}]
+  assert list(program.shared([("train", one), ("test", other)], library)) == []
+  other["provenance"]["documents"] = one["provenance"]["documents"]
+  assert [name for name, _, _ in program.shared([("train", one), ("test", other)], library)] == ["a.csv#1"]
+
+
 def test_a_file_that_is_not_what_its_manifest_says_is_refused(program, tmp_path):
   arguments = write(tmp_path, [("train", hop()), ("test", total())])
   manifest = tmp_path / "data/train/manifest.json"
