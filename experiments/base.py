@@ -63,6 +63,9 @@ def get_config() -> ConfigDict:
   c.llm.verifier = endpoint()  # who judges answers; likewise
   c.llm.prompts = ""  # folder of prompts instead of those in data/prompts, by the same names
   c.llm.max_tokens = 4096  # of a reply, its thoughts included
+  # Of a prompt and its reply, by our tokenizer, so leave some; 0: no limit. What is longer is not asked: a document is
+  # passed over, a sample is screened without its context only, says so, and has no difficulty.
+  c.llm.window = 0
   c.llm.concurrency = 16  # requests under way
   c.llm.requests_per_minute = 0.0  # at each endpoint; 0: no limit
   c.llm.tokens_per_minute = 0.0  # likewise
@@ -78,6 +81,18 @@ def get_config() -> ConfigDict:
   c.evolve.rounds = 3  # each sees what the ones before it asked. Not in the report
   c.evolve.proposals = 1  # about a group in a round
   c.evolve.samples = 4  # the solver's answers to each; kept is what it gets right sometimes
+
+  c.tables = ConfigDict()  # questions about tables by a model, each by a query that a reader finds again (section 3)
+  c.tables.reword = True  # the questions of templates, where the solver's query for the new words has the same result
+  c.tables.contexts = 20  # of templates' samples in a cluster, at most, about which new questions are asked; 0: none
+  c.tables.questions = 3  # about each of them, at most. Not in the report
+
+  c.triples = ConfigDict()  # facts that a model finds, joined to a graph whose paths are asked for (section 3)
+  c.triples.documents = 200  # of a cluster, at most, neighbours in their folders; 0: none
+  c.triples.longest = 8192  # tokens of a document that is read for them
+  c.triples.count = 20  # of a document, at most. Not in the report
+  c.triples.synonyms = True  # relations of one meaning become one
+  c.triples.samples = 50  # of a cluster, at most, and no more than are wanted
 
   c.screens = ConfigDict()  # of all samples, whoever made them: knowledge grounding, contextual robustness (section 3)
   c.screens.samples = 4  # k of pass@k: answers without the context, and again with it; 0: no screens

@@ -6,8 +6,10 @@
 Reads {train,validation,test} below --data, and the documents again. Of each sample it checks that the answer comes out
 (right), that it is the only one (unique), that the evidence holds what it rests on (evidence) and stands in the
 document's own text at the characters given, its bytes unchanged (source), that the excerpts with evidence are enough
-(oracle), that lengths and fields are as said (fields). Of a question that a model wrote nothing recomputes the answer:
-only source and fields are checked. Of the data set: no question twice, no document in two splits.
+(oracle), that lengths and fields are as said (fields). Of a question that a model wrote about a table the query is
+known, and run anew; of one over its triples the passages, that they chain and stand there; of any other nothing
+recomputes the answer, and only source and fields are checked. Of the data set: no question twice, no document in two
+splits.
 Prints a table; exits with 1 and the first that are wrong if any is.
 """
 

@@ -14,7 +14,7 @@ from qwenlong_jax.data.synthesis.corpus_tables import facts
 from qwenlong_jax.data.synthesis.graph import rounded
 from qwenlong_jax.data.synthesis.proposals import Rules, find, wording
 from qwenlong_jax.data.synthesis.sql import run
-from qwenlong_jax.data.synthesis.text_to_sql import Sheet, Written, same, write_queries
+from qwenlong_jax.data.synthesis.text_to_sql import GREEDY, Sheet, Written, same, write_queries
 from qwenlong_jax.data.verification_by_model import Rejection, with_check
 from qwenlong_jax.llm import Completion, Sampling, ask, fenced
 from qwenlong_jax.llm.structured import Parsed, Schema, ask_json
@@ -44,7 +44,12 @@ class Paraphrased:
 
 
 def paraphrase(
-  examples: Sequence[Example], writer: Completion, reader: Completion, prompts: Prompts, sampling: Sampling = _VARIED
+  examples: Sequence[Example],
+  writer: Completion,
+  reader: Completion,
+  prompts: Prompts,
+  sampling: Sampling = _VARIED,
+  reading: Sampling = GREEDY,
 ) -> Paraphrased:
   """Rewords the questions of corpus_numeric that a query answers; other examples pass as they are.
 
@@ -57,7 +62,7 @@ def paraphrase(
   told = [ask(prompts.paraphrase.fill(texts=fenced([one.question], "text")), sampling=sampling) for one in sound]
   drafts = [_draft(*pair) for pair in zip(sound, ask_json(writer, told, Rewritten))]
   good = [(one, draft) for one, draft in zip(sound, drafts) if isinstance(draft, _Draft)]
-  queries = write_queries([(draft.question, sheet(one)) for one, draft in good], reader, prompts)
+  queries = write_queries([(draft.question, sheet(one)) for one, draft in good], reader, prompts, reading)
   outcomes = [_decided(one, draft, query, prompts) for (one, draft), query in zip(good, queries)]
   reworded = {one.id: one for one in outcomes if isinstance(one, Example)}
   failed = [one for one in (*lost, *drafts, *outcomes) if isinstance(one, Rejection)]
@@ -135,7 +140,8 @@ def _decided(example: Example, draft: _Draft, query: Written, prompts: Prompts) 
     "models": {"writer": draft.model, "reader": query.model},
     "prompts": [prompts.paraphrase.version, prompts.query.version],
   }
-  return with_check(replace(example, question=draft.question), "paraphrase", record)
+  known = example.provenance | {"model": example.provenance.get("model") or draft.model}
+  return with_check(replace(example, question=draft.question, provenance=known), "paraphrase", record)
 
 
 def _numbers(question: str) -> Counter[str]:

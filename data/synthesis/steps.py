@@ -5,7 +5,8 @@
   survey   a cluster                 -> parts/survey/     its sections' lengths, which tasks it bears
   write    some samples of a cluster -> parts/samples/    examples, and why drafts were dropped
 
-Models, where there are any, write parts of samples as well, and screen all of them: parts/screened/.
+Models, where there are any, write parts of samples as well, reword those about tables (parts/reworded/), and screen all
+of them (parts/screened/).
 
 A part that is there is not made again; a run that was killed anywhere goes on to the same bytes.
 """
@@ -15,7 +16,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ _TOKENIZER_CHARACTERS = 20_000_000
 @dataclass(frozen=True)
 class Settings:
   """`shares`: percent of the documents by split; `samples`: by split, of each task; `targets`: lengths in tokens;
-  `screened`: by models, before samples count.
+  `reworded`, `screened`: by models, before samples count.
   """
 
   folder: str
@@ -53,6 +54,7 @@ class Settings:
   targets: tuple[int, ...]
   tokenizer: str
   vocab_size: int
+  reworded: bool = False
   screened: bool = False
 
   def parts(self, step: str) -> Path:
@@ -97,6 +99,14 @@ class Block:
   def part(self, settings: Settings) -> Path:
     maker = f"-{self.maker}" if self.maker else ""
     return settings.parts("samples") / f"{self.cluster.name}-{self.task}{maker}-{self.first:06d}.jsonl"
+
+  def reworded(self, settings: Settings) -> Path:
+    return settings.parts("reworded") / self.part(settings).name
+
+  def worded(self, settings: Settings) -> Path:
+    """The samples in the words in which they are asked."""
+    reworded = settings.reworded and self.task == "corpus_numeric"
+    return self.reworded(settings) if reworded else self.part(settings)
 
   def screened(self, settings: Settings) -> Path:
     return settings.parts("screened") / self.part(settings).name
@@ -231,17 +241,29 @@ def blocks(settings: Settings, wanted: Mapping[tuple[str, str], int], before: Se
   written: Counter[tuple[Cluster, str]] = Counter()
   for block in before:
     written[block.cluster, block.task] += 0 if block.maker else block.count
-  found = []
+  found: list[Block] = []
   for (split, task), number in wanted.items():
     bearing = [cluster for cluster in every if cluster.split == split and task in able[cluster]]
     count = math.ceil(1.2 * number / max(len(bearing), 1))
     for cluster in bearing:
-      start = written[cluster, task]
-      found += [
-        Block(cluster, task, start + first, min(BLOCK, count - first)) for first in range(0, count, BLOCK)
-      ]
+      found += cut(Block(cluster, task, written[cluster, task], count))
   # A cluster's blocks together: who has read it goes on with it.
   return sorted(found, key=lambda block: (every.index(block.cluster), block.task, block.first))
+
+
+def shares(settings: Settings, most: Mapping[Cluster, int], brings: int = 1) -> Iterator[tuple[Cluster, int]]:
+  """Of the things that clusters have, `most` each, how many make the samples that a split wants, if each `brings` so
+  many: in equal parts from all clusters that have any."""
+  for split, wanted in settings.samples:
+    found = {cluster: count for cluster, count in most.items() if cluster.split == split and count}
+    enough = math.ceil(wanted / max(len(found) * brings, 1))
+    yield from ((cluster, min(count, enough)) for cluster, count in found.items())
+
+
+def cut(block: Block) -> Iterator[Block]:
+  """In parts of a usual size."""
+  for first in range(0, block.count, BLOCK):
+    yield replace(block, first=block.first + first, count=min(BLOCK, block.count - first))
 
 
 def write_block(settings: Settings, block: Block) -> None:
@@ -259,7 +281,7 @@ def samples(settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
   Raises:
     ValueError: the part is damaged.
   """
-  return read_lines(block.screened(settings) if settings.screened else block.part(settings))
+  return read_lines(block.screened(settings) if settings.screened else block.worded(settings))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,8 @@ from qwenlong_jax.data.synthesis.graph import clear, rounded
 from qwenlong_jax.data.synthesis.paraphrase import reproduced, sheet
 from qwenlong_jax.data.synthesis.proposals import Rules, alike, wording
 from qwenlong_jax.data.synthesis.sql import Table, run
-from qwenlong_jax.data.synthesis.text_to_sql import Written, evaluated, is_number, same, write_queries
+from qwenlong_jax.data.synthesis.tables import NOUN
+from qwenlong_jax.data.synthesis.text_to_sql import GREEDY, Written, evaluated, is_number, same, write_queries
 from qwenlong_jax.data.verification_by_model import Checked, Rejection, with_check
 from qwenlong_jax.llm import Completion, Sampling, ask, fenced
 from qwenlong_jax.llm.structured import Schema, ask_json
@@ -64,6 +65,7 @@ def pose(
   prompts: Prompts,
   count: int = 3,
   sampling: Sampling = _VARIED,
+  reading: Sampling = GREEDY,
 ) -> Checked:
   """At most `count` new examples for each that has a table and a number for an answer.
 
@@ -84,7 +86,7 @@ def pose(
     good, bad = _drafts(example, reply.value.questions, count, reply.model)
     drafts += good
     rejected += bad
-  queries = write_queries([(one.example.question, sheet(one.example)) for one in drafts], reader, prompts)
+  queries = write_queries([(one.example.question, sheet(one.example)) for one in drafts], reader, prompts, reading)
   outcomes = [_decided(*pair, prompts) for pair in zip(drafts, queries)]
   return Checked(
     kept=tuple(one for one in outcomes if isinstance(one, Example)),
@@ -93,9 +95,12 @@ def pose(
 
 
 def _has_number(example: Example) -> bool:
-  """Whether a number in the unit of x is the answer; of a percentage, x has a unit that nobody wrote down."""
+  """Whether a number in the unit of x is the answer; of a percentage, x has a unit that nobody wrote down. A row is a
+  document to the model: not so where a document's table has several."""
   program = example.provenance["program"]
-  return program["kind"] == "sql" and program["decimals"] >= 0 and "100.0 *" not in program["sql"]
+  if program["kind"] != "sql" or program["noun"] == NOUN:
+    return False
+  return program["decimals"] >= 0 and "100.0 *" not in program["sql"]
 
 
 def _told(example: Example, prompts: Prompts, count: int) -> str:
@@ -200,7 +205,7 @@ def _degenerate(answer: str, value: float, decimals: int, stated: Sequence[str])
 
 def _opening(program: dict[str, Any]) -> str:
   listed = " and a ".join(f'"{attribute}"' for attribute in program["columns"].values())
-  return f"Consider all documents above that state a {listed}."
+  return f"Consider all {program['noun']}s above that state a {listed}."
 
 
 def _rounding(unit: str, decimals: int) -> str:

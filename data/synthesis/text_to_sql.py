@@ -11,7 +11,7 @@ from qwenlong_jax.data.synthesis.sql import Table, admit, run
 from qwenlong_jax.llm import Completion, Sampling, ask, fenced
 from qwenlong_jax.llm.structured import Parsed, Schema, ask_json
 
-_GREEDY = Sampling(temperature=0.0, top_p=None)
+GREEDY = Sampling(temperature=0.0, top_p=None)
 _SHOWN = 3  # rows
 
 
@@ -47,7 +47,7 @@ class Written:
 
 
 def write_queries(
-  questions: Sequence[tuple[str, Sheet]], engine: Completion, prompts: Prompts, sampling: Sampling = _GREEDY
+  questions: Sequence[tuple[str, Sheet]], engine: Completion, prompts: Prompts, sampling: Sampling = GREEDY
 ) -> list[Written]:
   """For each (question, table) the query that the model writes, admitted and executed.
 

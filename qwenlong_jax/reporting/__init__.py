@@ -3,7 +3,7 @@
 from qwenlong_jax.reporting.card import data_card
 from qwenlong_jax.reporting.compare import Result, compare_page, result, table
 from qwenlong_jax.reporting.facts import Survey, survey
-from qwenlong_jax.reporting.gates import evolution
+from qwenlong_jax.reporting.gates import evolution, triples
 from qwenlong_jax.reporting.page import report
 from qwenlong_jax.reporting.synthesis import synthesis_report
 from qwenlong_jax.reporting.writer import Reporter, StepMetrics, read_rows
@@ -22,4 +22,5 @@ __all__ = [
   "survey",
   "synthesis_report",
   "table",
+  "triples",
 ]

@@ -106,6 +106,34 @@ def evolution(folder: str | os.PathLike[str]) -> Grid:
   return [["Round", "Questions", "pass the rules", "solve rate", "kept"], *lines] if lines else []
 
 
+def triples(folder: str | os.PathLike[str]) -> Grid:
+  """What became of the facts that a model found in documents, over all clusters. No lines where there were none."""
+  graphs = [_read(path) for path in sorted((Path(folder) / "parts" / "graphs").glob("*.json"))]
+  portions = [_read(path) for path in sorted((Path(folder) / "parts" / "triples").glob("*.json"))]
+  lines = [
+    ["Documents read", _number(sum(len(graph["documents"]) for graph in graphs))],
+    ["Triples kept", _number(sum(len(graph["triples"]) for graph in graphs))],
+    *_rejected("Triples", portions),
+    ["Relations joined to another of their meaning", _number(sum(len(g) - 1 for one in graphs for g in one["groups"]))],
+    *_rejected("Synonyms", graphs),
+    ["Entities", _number(sum(graph["entities"] for graph in graphs))],
+    ["Facts between them", _number(sum(graph["edges"] for graph in graphs))],
+  ]
+  return [["Triples", "Number"], *lines] if graphs else []
+
+
+def _rejected(what: str, parts: Sequence[Mapping[str, Any]]) -> Grid:
+  total: Counter[str] = Counter()
+  for part in parts:
+    total.update(part["rejected"])
+  return [[f"{what} rejected: {_words(reason)}", _number(count)] for reason, count in total.most_common()]
+
+
+def _read(path: Path) -> dict[str, Any]:
+  found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+  return found
+
+
 def shortcuts(folder: Path) -> Grid:
   """data/shortcuts.json, in whatever shape: what answers questions without reading. No lines where it is not there."""
   path = folder / "data" / "shortcuts.json"

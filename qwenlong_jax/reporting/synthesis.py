@@ -12,6 +12,8 @@ from qwenlong_jax.reporting.passages import passages, strip
 from qwenlong_jax.reporting.plots import task_title
 from qwenlong_jax.types import Example
 
+_BY_MODEL = ("evolve", "tables", "triples", "screens")  # settings of what a model does
+
 
 def synthesis_report(workdir: str | os.PathLike[str], found: Survey, files: int | None = None) -> Path:
   """Writes <workdir>/synthesis_report.html; returns its path.
@@ -38,6 +40,7 @@ def synthesis_report(workdir: str | os.PathLike[str], found: Survey, files: int 
     dropped=gates.dropped(counts),
     domains=gates.domains(found.facts),
     evolution=gates.evolution(folder),
+    triples=gates.triples(folder),
     shortcuts=gates.shortcuts(folder),
     measured=sum(fact.pass_rate is not None for fact in found.facts),
     pictures=histograms.pictures(found.facts),
@@ -55,7 +58,7 @@ def summary(config: dict[str, Any]) -> list[tuple[str, str]]:
   if (llm := config.get("llm", {})).get("model"):
     roles = {role: llm[role]["model"] for role in ("solver", "verifier") if llm[role]["model"]}
     chosen |= {"model": llm["model"], **roles}
-    chosen |= {f"{group} {name}": value for group in ("evolve", "screens") for name, value in config[group].items()}
+    chosen |= {f"{group} {name}": value for group in _BY_MODEL for name, value in config.get(group, {}).items()}
   return [(name.replace("_", " "), _plain(value)) for name, value in chosen.items()]
 
 

@@ -1,4 +1,4 @@
-"""What a language model does in a synthesis: it writes samples, and screens whatever was written.
+"""What a language model does in a synthesis: it writes samples, and rewords and screens whatever was written.
 
 All of it runs in this process, whose endpoints keep many requests under way, whoever runs the steps without a model. A
 reply is on disk, in `workdir/replies`, before anything is done with it, and all parts are functions of the replies: the
@@ -6,164 +6,82 @@ same call again pays for what is missing and ends in the same bytes.
 """
 
 import json
-import math
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from qwenlong_jax import reporting
 from qwenlong_jax.data import loading
-from qwenlong_jax.data.prompts import Prompts
-from qwenlong_jax.data.selection import pass_bins
-from qwenlong_jax.data.synthesis import evolved, steps
-from qwenlong_jax.data.synthesis.course import Course, Trio, check
+from qwenlong_jax.data.synthesis import evolved, steps, triple_steps
 from qwenlong_jax.data.synthesis.generate import Order
+from qwenlong_jax.data.synthesis.paraphrase import paraphrase
 from qwenlong_jax.data.synthesis.screens import screen
 from qwenlong_jax.data.synthesis.self_evolving import evolve
 from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
-from qwenlong_jax.data.verification_by_model import GREEDY, Panel
-from qwenlong_jax.llm import ON_THE_WAY, Reply, Request, Usage, wire
-from qwenlong_jax.llm.endpoint import Endpoint, EndpointError
-from qwenlong_jax.llm.limits import BudgetError
+from qwenlong_jax.data.synthesis.table_questions import pose
+from qwenlong_jax.data.verification_by_model import Panel
+from qwenlong_jax.llm import Sampling
+from qwenlong_jax.stages import synthesis_of_triples
+from qwenlong_jax.stages.synthesis_progress import each
+from qwenlong_jax.stages.synthesis_roles import Models
+from qwenlong_jax.types import Example
 
-_EVOLVED = "reading_comprehension"
-
-
-class Sure:
-  """A `Completion` that gives all replies or none: a part shall not hang on what went wrong on the way to the model."""
-
-  def __init__(self, endpoint: Endpoint):
-    self.endpoint = endpoint
-
-  def complete(self, requests: Sequence[Request]) -> list[Reply]:
-    replies = self.endpoint.complete(requests)
-    if lost := Counter(reply.failure for reply in replies if reply.failure in ON_THE_WAY):
-      settings = self.endpoint.settings
-      reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(lost.items()))
-      raise EndpointError(
-        f"{settings.base_url} failed {lost.total()} of {len(requests)} requests {settings.attempts} times each "
-        f"({reasons}) for model {settings.model!r}; see that it is up, or raise llm.timeout or llm.attempts"
-      )
-    return replies
+_EVOLVED, _TABLES = "reading_comprehension", "corpus_numeric"
+RunAll = Callable[[str, Callable[[Settings, Any], None], Settings, Sequence[Any]], None]
 
 
-@dataclass(frozen=True)
-class Models:
-  """Who plays the three roles, what they are told and to what course; `usage` is theirs together, since ever."""
+def write(settings: Settings, config: ConfigDict, models: Models, run_all: RunAll) -> list[Block]:
+  """The blocks of samples that models write, written, and those of templates that they rest on.
 
-  trio: Trio
-  prompts: Prompts
-  course: Course
-  usage: Usage
-
-
-def models_of(config: ConfigDict, workdir: Path) -> Models | None:
-  """The models of `config.llm`; None if there is none.
-
-  Raises:
-    ValueError: settings that cannot be used.
-    OSError: a key that is not there.
+  Each maker plans its blocks and runs through them; `run_all` does so with steps that take no model.
   """
-  if bool(config.llm.url) != bool(config.llm.model):
-    raise ValueError(
-      f"llm.url={config.llm.url!r} and llm.model={config.llm.model!r}: give both; or neither, for no model"
-    )
-  if not config.llm.url:
-    return None
-  course = _course(config)
-  check((), course)
-  pass_bins((), config.screens.bins)
-  usage = Usage()
-  with _way_on(workdir):
-    proposer = _engine(config, config.llm, workdir / "replies" / "proposer", usage)
-    roles = (("solver", config.llm.solver), ("verifier", config.llm.verifier))
-    solver, verifier = (
-      _engine(config, role, workdir / "replies" / name, usage) if role.url or role.model else proposer
-      for name, role in roles
-    )
-  return Models(Trio(proposer, solver, verifier), Prompts.load(config.llm.prompts or None), course, usage)
-
-
-def _engine(config: ConfigDict, settings: ConfigDict, folder: Path, usage: Usage) -> Sure:
-  """Whoever has no address of its own is at the first one's, with its key."""
-  wired = wire.Settings(
-    base_url=settings.url or config.llm.url,
-    model=settings.model or config.llm.model,
-    cache=folder,
-    key_variable=settings.key_variable if settings.url else config.llm.key_variable,
-    concurrency=config.llm.concurrency,
-    requests_per_minute=config.llm.requests_per_minute or None,
-    tokens_per_minute=config.llm.tokens_per_minute or None,
-    timeout=config.llm.timeout,
-    attempts=config.llm.attempts,
-    most_tokens=config.llm.most_tokens or None,
-    most_cost=config.llm.most_cost or None,
-    price_in=settings.price_in,
-    price_out=settings.price_out,
-  )
-  return Sure(Endpoint(wired, usage, since_ever=True))
-
-
-def _course(config: ConfigDict) -> Course:
-  usual, most = Course(), config.llm.max_tokens
-  return replace(
-    usual,
-    rounds=config.evolve.rounds,
-    proposals=config.evolve.proposals,
-    samples=config.evolve.samples,
-    seed=config.seed,
-    proposing=replace(usual.proposing, max_tokens=most),
-    solving=replace(usual.solving, max_tokens=most),
-    judging=replace(GREEDY, max_tokens=most),
-  )
-
-
-def write(settings: Settings, config: ConfigDict, models: Models) -> list[Block]:
-  """The blocks of samples that models write, written. Each maker plans its blocks and runs through them."""
-  evolving = list(_evolving(settings, config, models.course))
-  _each("evolving", settings, evolving, Block.part, partial(_evolve, settings, config, models), models)
+  evolving = list(_evolving(settings, config, models))
+  each("evolving", settings, models, evolving, Block.part, partial(_evolve, settings, config, models))
   for number, proposed, passed, rate, kept in reporting.evolution(settings.folder)[1:]:
     print(f"round {number}: {proposed} questions proposed, {passed} pass the rules, solve rate {rate}, {kept} kept")
-  return evolving
+  tables = list(_tables(settings, config))
+  run_all("writing", steps.write_block, settings, tables)
+  posing = [replace(block, maker="posed") for block in tables]
+  each("posing", settings, models, posing, Block.part, partial(_pose, settings, config, models))
+  paths = synthesis_of_triples.blocks(settings, config, models)
+  for what, number in reporting.triples(settings.folder)[1:]:
+    print(f"triples: {what.lower()}: {number}")
+  run_all("following triples", triple_steps.write_block, settings, paths)
+  return [*evolving, *tables, *posing, *paths]
 
 
-def screen_all(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
-  """Screens what the blocks hold, whoever wrote it."""
-  _each("screening", settings, blocks, Block.screened, partial(_screen, settings, config, models), models)
+def revise(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
+  """Rewords and screens what the blocks hold, whoever wrote it."""
+  least = max(steps.BLOCK, config.llm.concurrency)
+  if settings.reworded:
+    asked = [block for block in blocks if block.task == _TABLES]
+    each("rewording", settings, models, asked, Block.reworded, partial(_reword, settings, models), least)
+  if settings.screened:
+    each("screening", settings, models, blocks, Block.screened, partial(_screen, settings, config, models), least)
 
 
-def _evolving(settings: Settings, config: ConfigDict, course: Course) -> Iterator[Block]:
-  """Blocks that count groups of documents: no more questions than samples are wanted, in equal parts from all clusters
-  that have groups."""
-  every = {cluster: len(_groups(settings, config, cluster)) for cluster in steps.clusters(settings)}
-  for split, wanted in settings.samples:
-    found = {cluster: count for cluster, count in every.items() if cluster.split == split and count}
-    enough = math.ceil(wanted / max(len(found) * course.rounds * course.proposals, 1))
-    for cluster, count in found.items():
-      least = min(count, enough)
-      for first in range(0, least, steps.BLOCK):
-        yield Block(cluster, _EVOLVED, first, min(steps.BLOCK, least - first), maker="evolved")
+def _evolving(settings: Settings, config: ConfigDict, models: Models) -> Iterator[Block]:
+  """Blocks that count groups of documents."""
+  found = {cluster: len(_groups(settings, config, models, cluster)) for cluster in steps.clusters(settings)}
+  for cluster, count in steps.shares(settings, found, models.course.rounds * models.course.proposals):
+    yield from steps.cut(Block(cluster, _EVOLVED, 0, count, maker="evolved"))
 
 
-def _groups(settings: Settings, config: ConfigDict, cluster: Cluster) -> list[list[int]]:
-  tokens = json.loads(cluster.part(settings).read_text())["tokens"]
-  return evolved.groups(
-    tokens, config.evolve.documents, config.evolve.longest, config.evolve.groups, settings.seed
-  )
+def _groups(settings: Settings, config: ConfigDict, models: Models, cluster: Cluster) -> list[list[int]]:
+  tokens, size = json.loads(cluster.part(settings).read_text())["tokens"], config.evolve.documents
+  longest = config.evolve.longest if models.room is None else min(config.evolve.longest, models.room // size)
+  return evolved.groups(tokens, size, longest, config.evolve.groups, settings.seed)
 
 
-def _evolve(settings: Settings, config: ConfigDict, models: Models, block: Block) -> None:
+def _evolve(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
   """Runs the course over a block's groups and puts what it keeps among distractors."""
+  (block,) = blocks
   corpus, length = steps.load(settings, block.cluster), steps.counter(settings.tokenizer)
-  chosen = _groups(settings, config, block.cluster)[block.first : block.first + block.count]
+  chosen = _groups(settings, config, models, block.cluster)[block.first : block.first + block.count]
   found = evolve([[corpus.documents[n] for n in group] for group in chosen], models.trio, models.course, models.prompts)
   lines: list[dict[str, Any]] = []
   numbers = {document.id: number for number, document in enumerate(corpus.documents)}
@@ -180,68 +98,68 @@ def _evolve(settings: Settings, config: ConfigDict, models: Models, block: Block
   steps.write_lines(block.part(settings), lines)
 
 
-def _screen(settings: Settings, config: ConfigDict, models: Models, block: Block) -> None:
-  lines = list(steps.read_lines(block.part(settings)))
-  examples = [loading.example_of(line["example"]) for line in lines if line["example"] is not None]
+def _tables(settings: Settings, config: ConfigDict) -> Iterator[Block]:
+  """Blocks of templates' samples whose contexts are asked about; their own questions count as well."""
+  surveys = {cluster: json.loads(cluster.part(settings).read_text()) for cluster in steps.clusters(settings)}
+  contexts = config.tables.contexts if config.tables.questions else 0
+  most = {cluster: contexts for cluster, found in surveys.items() if _TABLES in found["tasks"]}
+  for cluster, count in steps.shares(settings, most, 1 + config.tables.questions):
+    yield from steps.cut(Block(cluster, _TABLES, 0, count))
+
+
+def _pose(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
+  """Asks new questions about the contexts of the templates' block beside each."""
+  count, roles = config.tables.questions, models.trio
+  for block in blocks:
+    _, given = _read(replace(block, maker="").part(settings))
+    varied = _varied(settings, models)
+    found = pose(given, roles.proposer, roles.solver, models.prompts, count, varied, models.course.judging)
+    made: list[tuple[Example | None, list[str]]] = [(example, []) for example in found.kept]
+    made += [(None, [f"{block.task}/{block.maker}/{one.reason}"]) for one in found.rejected]
+    lines = [
+      {"number": number, "example": example and asdict(example), "dropped": dropped}
+      for number, (example, dropped) in enumerate(made, count * block.first)
+    ]
+    steps.write_lines(block.part(settings), lines)
+
+
+def _reword(settings: Settings, models: Models, blocks: Sequence[Block]) -> None:
+  """A wording that fails is a draft that was dropped; the sample keeps its own."""
+  read = {block: _read(block.part(settings)) for block in blocks}
+  given = [example for _, examples in read.values() for example in examples]
+  roles, varied = models.trio, _varied(settings, models)
+  found = paraphrase(given, roles.proposer, roles.solver, models.prompts, varied, models.course.judging)
+  reworded, reasons = iter(found.examples), {one.id: one.reason for one in found.unchanged}
+  for block, (lines, _) in read.items():
+    for line in lines:
+      if line["example"] is not None:
+        example = next(reworded)
+        line["example"] = asdict(example)
+        line["dropped"] += [f"{block.task}/rewording/{reasons[example.id]}"] if example.id in reasons else []
+    steps.write_lines(block.reworded(settings), lines)
+
+
+def _screen(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
+  read = {block: _read(block.worded(settings)) for block in blocks}
+  given = [example for _, examples in read.values() for example in examples]
   roles, course = models.trio, models.course
-  sampling = replace(course.solving, seed=settings.seed)
+  sampling = _varied(settings, models)
   panel = Panel(roles.solver, roles.verifier, models.prompts, config.screens.samples, sampling, course.judging)
-  passed, rejected = screen(examples, panel, config.screens.guesses, config.screens.bins)
-  for line in lines:
-    if line["example"] is not None:
-      ident = line["example"]["id"]
-      line["example"] = asdict(passed[ident]) if ident in passed else None
-      line |= {"screened": rejected[ident].reason} if ident in rejected else {}
-  steps.write_lines(block.screened(settings), lines)
+  passed, rejected = screen(given, panel, config.screens.guesses, config.screens.bins, models.room)
+  for block, (lines, _) in read.items():
+    for line in lines:
+      if line["example"] is not None:
+        ident = line["example"]["id"]
+        line["example"] = asdict(passed[ident]) if ident in passed else None
+        line |= {"screened": rejected[ident].reason} if ident in rejected else {}
+    steps.write_lines(block.screened(settings), lines)
 
 
-def _each(
-  what: str,
-  settings: Settings,
-  blocks: Sequence[Block],
-  part: Callable[[Block, Settings], Path],
-  work: Callable[[Block], None],
-  models: Models,
-) -> None:
-  """Works on the blocks whose parts are not there, with a bar that tells time and cost."""
-  left = [block for block in blocks if not part(block, settings).exists()]
-  total, to_do = (sum(block.count for block in some) for some in (blocks, left))
-  bar = tqdm(total=total, initial=total - to_do, desc=what, dynamic_ncols=True)
-  with bar, _telling(bar, models.usage), _way_on(Path(settings.folder)):
-    for block in left:
-      work(block)
-      bar.update(block.count)
+def _read(part: Path) -> tuple[list[dict[str, Any]], list[Example]]:
+  """The lines of a part, and the examples in them."""
+  lines = list(steps.read_lines(part))
+  return lines, [loading.example_of(line["example"]) for line in lines if line["example"] is not None]
 
 
-@contextmanager
-def _telling(bar: tqdm, usage: Usage) -> Iterator[None]:
-  """Shows the cost while a block is under way, which may take minutes."""
-  done = threading.Event()
-
-  def tell() -> None:
-    while not done.wait(1.0):
-      bar.set_postfix_str(spent(usage))
-
-  teller = threading.Thread(target=tell, daemon=True)
-  teller.start()
-  try:
-    yield
-  finally:
-    done.set()
-    teller.join()
-    bar.set_postfix_str(spent(usage))
-
-
-def spent(usage: Usage) -> str:
-  return f"{usage.calls:,} calls, {usage.tokens_in + usage.tokens_out:,} tokens, cost {usage.cost:.2f}"
-
-
-@contextmanager
-def _way_on(workdir: Path) -> Iterator[None]:
-  """Says after what stops a run how it goes on."""
-  try:
-    yield
-  except (BudgetError, EndpointError) as error:
-    raise OSError(
-      f"{error} (settings: config.llm; the same command goes on, with the replies in {workdir / 'replies'})"
-    ) from error
+def _varied(settings: Settings, models: Models) -> Sampling:
+  return replace(models.course.solving, seed=settings.seed)

@@ -24,6 +24,7 @@ from qwenlong_jax.data.synthesis import joining, steps
 from qwenlong_jax.data.synthesis.joining import Fate
 from qwenlong_jax.data.synthesis.steps import Block, Settings
 from qwenlong_jax.stages import synthesis_by_model as by_model
+from qwenlong_jax.stages import synthesis_roles
 from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
@@ -39,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     OSError: a model's endpoint that cannot be used, or a budget that is spent.
   """
   settings = settings_of(config, workdir)
-  models = by_model.models_of(config, workdir)
+  models = synthesis_roles.models_of(config, workdir)
   tests = Contamination.of(config.synthesis.decontaminate)
   run_all = partial(_by_beam if config.synthesis.runner == "beam" else _by_processes, workers=config.synthesis.workers)
   chunks = steps.chunks(settings)
@@ -56,12 +57,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     steps.learn_tokenizer(settings)
   clusters = steps.clusters(settings)
   run_all("surveying", steps.survey, settings, clusters)
-  made = by_model.write(settings, config, models) if models else []
+  made = by_model.write(settings, config, models, run_all) if models else []
 
   def write(blocks: Sequence[Block]) -> None:
     run_all("writing", steps.write_block, settings, [block for block in blocks if not block.maker])
-    if models and settings.screened:
-      by_model.screen_all(settings, config, models, blocks)
+    if models:
+      by_model.revise(settings, config, models, blocks)
 
   write(made)
   kept = join(settings, written(settings, tests, write, made))
@@ -95,6 +96,7 @@ def settings_of(config: ConfigDict, workdir: Path) -> Settings:
     targets=tuple(settings.targets),
     tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
     vocab_size=settings.vocab_size,
+    reworded=bool(config.llm.url and config.tables.reword),
     screened=bool(config.llm.url and config.screens.samples),
   )
 

@@ -52,11 +52,12 @@ def test_what_a_model_was_told_to_do_is_said_and_where_it_lives_is_not(tmp_path,
   config = json.loads((folder / "config.json").read_text())
   nobody, reader = {"url": "", "model": ""}, {"url": "http://secret.example/v1", "model": "reader"}
   config["llm"] = reader | {"model": "writer", "solver": reader, "verifier": nobody}
-  config |= {"evolve": {"rounds": 3}, "screens": {"samples": 4}}
+  config |= {"evolve": {"rounds": 3}, "tables": {"reword": True}, "screens": {"samples": 4}}
   (folder / "config.json").write_text(json.dumps(config))
   _, body = parted(data_card(folder, found))
   for line in ("- model: `writer`", "- solver: `reader`", "- evolve rounds: `3`", "- screens samples: `4`"):
     assert line in body
+  assert "- tables reword: `True`" in body
   assert "and from the model's replies" in body and "secret" not in body and "- verifier" not in body
 
 

@@ -168,3 +168,27 @@ def test_the_solve_rate_of_a_round_is_over_all_that_was_judged(workdir, found):
   # Of the second part two of four were judged: (2 * 0.5 + 2 * 0.1) / 4.
   assert gates.evolution(workdir)[1:] == [["1", "12", "6", "0.30", "3"], ["2", "4", "0", "–", "0"]]
   assert "Self-evolution" in synthesis_report(workdir, found).read_text()
+
+
+def test_what_became_of_triples_is_added_up_over_clusters(workdir, found):
+  assert "<h2>Triples" not in synthesis_report(workdir, found).read_text()
+  graph = {"documents": [0, 2], "triples": [{}] * 5, "groups": [["a", "b", "c"]], "rejected": {"different": 1}}
+  other = {"documents": [1], "triples": [{}], "groups": [], "rejected": {"different": 2, "told_apart": 1}}
+  portions = [{"rejected": {"pronoun": 1}}, {"rejected": {"pronoun": 1, "empty": 4}}]
+  graphs = [graph | {"entities": 7, "edges": 4}, other | {"entities": 2, "edges": 1}]
+  for folder, parts in (("graphs", graphs), ("triples", portions)):
+    (workdir / "parts" / folder).mkdir()
+    for number, part in enumerate(parts):
+      (workdir / "parts" / folder / f"{number}.json").write_text(json.dumps(part))
+  assert gates.triples(workdir)[1:] == [
+    ["Documents read", "3"],
+    ["Triples kept", "6"],
+    ["Triples rejected: empty", "4"],
+    ["Triples rejected: pronoun", "2"],
+    ["Relations joined to another of their meaning", "2"],
+    ["Synonyms rejected: different", "3"],
+    ["Synonyms rejected: told apart", "1"],
+    ["Entities", "9"],
+    ["Facts between them", "5"],
+  ]
+  assert "<h2>Triples" in synthesis_report(workdir, found).read_text()

@@ -56,7 +56,8 @@ def test_a_paraphrase_that_leads_back_to_the_result_replaces_the_question():
   (new,) = done.examples
   assert (done.unchanged, new.question, new.answer, new.id) == ((), FLUENT, "9.50 km", "one")
   record = new.provenance["checks"]["paraphrase"]
-  assert record["original"] == GIVEN and record["models"] == {"writer": "writer", "reader": "reader"}
+  assert new.provenance["model"] == "writer" and record["original"] == GIVEN
+  assert record["models"] == {"writer": "writer", "reader": "reader"}
   assert record["prompts"] == [WORDS.paraphrase.version, WORDS.query.version] and "NOT" in record["sql"]
   assert json.loads(json.dumps(new.provenance)) == new.provenance
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from scripted import Scripted
 
 from qwenlong_jax.data.prompts import Prompts
@@ -10,7 +12,7 @@ QUAY = Example("quay", "reading_comprehension", "There is a quay.", "Who built t
 TOLL = Example("toll", "corpus_numeric", "There is a toll.", "How high is the toll?", "9")
 
 
-def screened(examples, blind, solving, guesses=1, bins=4):
+def screened(examples, blind, solving, guesses=1, bins=4, room=None):
   """`blind` and `solving`: answers by example, in the order of the samples."""
 
   def line(prompt: str, sample: int) -> str:
@@ -18,7 +20,7 @@ def screened(examples, blind, solving, guesses=1, bins=4):
     said = solving if example.context in prompt else blind
     return f"The answer is: {said[example.id][sample]}"
 
-  return screen(examples, Panel(Scripted(line), None, Prompts.load(), 4), guesses, bins)
+  return screen(examples, Panel(Scripted(line), None, Prompts.load(), 4), guesses, bins, room)
 
 
 def test_difficulty_is_the_bin_of_pass_at_k_with_the_context():
@@ -45,3 +47,14 @@ def test_what_is_known_is_not_asked_about_with_the_context():
     "quay": "known",
     "toll": "never_solved",
   }
+
+
+def test_what_the_solver_has_no_room_for_is_asked_about_without_its_context_only():
+  sized = [replace(one, provenance={"tokens": tokens}) for one, tokens in ((QUAY, 100), (TOLL, 101))]
+  known = replace(ROOMS, provenance={"tokens": 200})
+  blind = {"quay": ["no"] * 4, "toll": ["1"] * 4, "rooms": ["B"] * 4}
+  passed, rejected = screened([*sized, known], blind, {"quay": ["Ada Morn"] * 4}, room=100)
+  assert passed["quay"].provenance["pass_rate"] == 1.0 and list(rejected) == ["rooms"]
+  past = passed["toll"].provenance
+  assert past["checks"]["robust"] == {"skipped": "longer than 100 tokens"} and past["checks"]["grounded"]["right"] == 0
+  assert not {"pass_rate", "difficulty"} & set(past)

@@ -28,7 +28,7 @@ ROWS = [
 ]
 COLUMNS = {"x": "Length", "y": "Toll", "g": "Goods"}
 CONTEXT = "".join(f"=== {n} ===\nLength: {x:g} km\nToll: {y:g} crowns\nGoods: {g}\n\n" for n, x, y, g in ROWS)
-PROGRAM = {"kind": "sql", "sql": "SELECT sum(x) FROM facts", "columns": COLUMNS, "rows": 6, "table": ROWS}
+PROGRAM = {"kind": "sql", "sql": "SELECT sum(x) FROM facts", "noun": "document", "columns": COLUMNS, "rows": 6}
 EXAMPLE = Example(
   "corpus_numeric/train/general/old",
   "corpus_numeric",
@@ -36,7 +36,7 @@ EXAMPLE = Example(
   'Consider all documents above that state a "Length" and a "Toll" and a "Goods": what is the sum of "Length"?',
   "63.00 km",
   provenance={
-    "program": PROGRAM | {"decimals": 2, "unit": "km"},
+    "program": PROGRAM | {"table": ROWS, "decimals": 2, "unit": "km"},
     "candidates": ["63.00 km", "10.50 km"],
     "checks": {"grounded": {}},
     "kind": "aggregation",
@@ -160,7 +160,9 @@ def test_replies_that_cannot_be_used_and_examples_that_have_no_number():
   assert [one.reason for one in pose([EXAMPLE], silent, silent, WORDS).rejected] == ["writer_length"]
   named = replace(EXAMPLE, provenance={"program": EXAMPLE.provenance["program"] | {"decimals": -1}})
   share = EXAMPLE.provenance["program"] | {"sql": "SELECT 100.0 * max(x) / sum(x) FROM facts", "unit": "%"}
-  others = [named, replace(EXAMPLE, task="multi_hop"), replace(EXAMPLE, provenance={"program": share})]
+  rows = EXAMPLE.provenance["program"] | {"noun": "table row"}
+  others = [named, replace(EXAMPLE, task="multi_hop")]
+  others += [replace(EXAMPLE, provenance={"program": program}) for program in (share, rows)]
   writer = says(GAP)
   assert pose(others, writer, reads(GAP), WORDS).kept == () and not writer.asked
 
