@@ -16,6 +16,7 @@ SEPARATORS = ",;\t|"
 DETECTED = 2**18  # bytes that the detection of an encoding looks at
 
 _DECLARED = re.compile(rb"""(?:charset|coding|encoding)\s*[:=]\s*["']?([-\w.]+)""")
+_WORD = re.compile(rb"[A-Za-z\x80-\xff]+")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?%?", re.IGNORECASE)
 _YEAR = re.compile(r"(?:1\d|20)\d\d")
@@ -102,7 +103,7 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def decode(raw: bytes) -> str:
-  """By its mark, as UTF-8, as it declares itself, as it looks like: the first that fits."""
+  """By its mark, as UTF-8, as it declares itself, as it looks like (cp1252 before its neighbours): what fits first."""
   for mark, encoding in _MARKS:
     if raw.startswith(mark):
       return _decoded(raw, encoding)
@@ -137,7 +138,26 @@ def _declared(raw: bytes) -> str:
 
 
 def _looks_like(raw: bytes) -> str:
-  best = needed("charset_normalizer").from_bytes(raw[:DETECTED]).best()
+  """Of Western scripts cp1252 unless that makes no text: what tells its neighbours apart is a letter here and there,
+  which detection guesses."""
+  detect, start = needed("charset_normalizer").from_bytes, raw[:DETECTED]
+  western = "cp1252" if _decodes(raw, "cp1252") else "latin-1"
+  if not _another_script(start) and detect(start, cp_isolation=[western]).best():
+    return western
+  best = detect(start).best()
   if best is None:
     raise Unreadable("binary", "no encoding makes a text of it")
   return best.encoding
+
+
+def _decodes(raw: bytes, encoding: str) -> bool:
+  try:
+    return raw.decode(encoding) != ""
+  except UnicodeDecodeError:
+    return False
+
+
+def _another_script(raw: bytes) -> bool:
+  """Whether most words beyond ASCII are so mostly: in Latin script only some of a word's letters are."""
+  words = [word for word in _WORD.findall(raw) if not word.isascii() and len(word) > 1]
+  return 2 * sum(2 * sum(byte > 127 for byte in word) > len(word) for word in words) > len(words)

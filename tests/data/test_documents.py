@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenlong_jax.data import corpus, documents, reading
+from qwenlong_jax.data import corpus, documents, formats, reading
 from qwenlong_jax.data.documents import Document, Rejected, Source, clean
 
 PROSE = """Harbour report
@@ -79,6 +79,47 @@ def test_a_text_is_cleaned_and_its_source_names_every_byte(tmp_path):
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-32", "utf-8-sig"])
 def test_every_usual_encoding_is_understood(tmp_path, encoding):
   assert one(written(tmp_path, "a.txt", PROSE.encode(encoding))).text == PROSE.strip()
+
+
+WESTERN = {
+  "german_table": "Stadt;Gründung;Fläche\nKöln;38;405\nMünchen;1158;310\n",
+  "german_names": "Name;Größe;Straße\nMüller;1;Königstraße\nSchröder;3;Jägerweg\n",
+  "french_table": "Région;Préfecture;Créée\nÎle-de-France;Paris;1976\nRhône;Évry;1968\n",
+  "german": "Die Gründung fällt in das Jahr 1158; ihre Größe übertrifft heute viele Städte. ",
+  "french": "Où est passé l'été ? Les élèves français ont mangé près du château, « déjà » sans façon. ",
+  "swedish": "Stockholm är Sveriges huvudstad och säte för dess regering, riksdag och högsta förvaltning. ",
+  "prices": "city,price\nMontréal,£5\nZürich,20 °C\n",
+}
+OTHER_SCRIPTS = {
+  "koi8-r": "Москва является столицей России и крупнейшим по численности населения городом страны. ",
+  "cp1251": "Москва является столицей России и крупнейшим по численности населения городом страны. ",
+  "shift-jis": "日本語の文章をここに書きます。東京は日本の首都であり、最大の都市である。",
+  "gb18030": "北京是中华人民共和国的首都,也是全国的政治中心和文化中心。",
+  "iso8859-7": "Η Αθήνα είναι η πρωτεύουσα της Ελλάδας και η μεγαλύτερη πόλη της χώρας. ",
+}
+
+
+@pytest.mark.parametrize("times", [1, 20])
+@pytest.mark.parametrize("name", WESTERN)
+def test_western_text_that_declares_nothing_is_no_other_alphabet(name, times):
+  text = WESTERN[name] * times
+  assert formats.decode(text.encode("cp1252")) == text
+  assert formats.decode(text.encode("latin-1")) == text
+
+
+@pytest.mark.parametrize("encoding", OTHER_SCRIPTS)
+def test_other_scripts_are_still_detected(encoding):
+  text = OTHER_SCRIPTS[encoding] * 20
+  assert formats.decode(text.encode(encoding)) == text
+
+
+def test_polish_is_read_as_such_where_cp1252_makes_no_text_of_it():
+  text = "Warszawa jest stolicą Polski i największym miastem w kraju, położonym nad Wisłą. "
+  assert formats.decode(text.encode("cp1250")) == text
+
+
+def test_a_letter_behind_what_detection_looks_at_is_read():
+  assert formats.decode(b"plain " * 60_000 + "Gründung".encode("cp1252")).endswith("plain Gründung")
 
 
 def test_a_source_file_is_read_in_the_encoding_that_it_declares(tmp_path):
