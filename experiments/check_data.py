@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument("--documents", required=True, help="folders of the documents, parted by commas")
   parser.add_argument("--show", type=int, default=20, help="how many wrong ones to name")
   given = parser.parse_args(arguments)
-  library = Library([Path(root) for root in given.documents.split(",")])
+  library = Library([Path(root.strip()) for root in given.documents.split(",")])
   samples = list(records(given.data))
   wrong = [check(record, split, library) for split, record in tqdm(samples, desc="checking", dynamic_ncols=True)]
   problems = [(r["id"], aspect, why) for (_, r), w in zip(samples, wrong) for aspect, why in w.items()]

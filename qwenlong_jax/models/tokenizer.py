@@ -20,6 +20,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK_START, THINK_END = "<think>", "</think>"
+LEAST = 256 + 5  # tokens of a vocabulary that is learnt: every byte and marker
 
 # Used by `train` and with sentencepiece models, which carry no template. It opens the thinking, as Qwen3-Thinking does.
 CHAT_TEMPLATE = (
@@ -138,9 +139,8 @@ def train(texts: Iterable[str], folder: str | Path, vocab_size: int) -> Tokenize
   """
   special, tags = [END_OF_TEXT, TURN_START, TURN_END], [THINK_START, THINK_END]
   alphabet = pre_tokenizers.ByteLevel.alphabet()
-  least = len(alphabet) + len(special + tags)
-  if vocab_size < least:
-    raise ValueError(f"{vocab_size=} is too small; every byte and marker needs a token, give at least {least}")
+  if vocab_size < LEAST:
+    raise ValueError(f"{vocab_size=} is too small; every byte and marker needs a token, give at least {LEAST}")
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

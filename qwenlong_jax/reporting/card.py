@@ -32,7 +32,7 @@ def data_card(workdir: str | os.PathLike[str], found: Survey) -> Path:
   """
   folder = Path(workdir)
   config, facts = read_config(folder), found.facts
-  folders = [Path(path) for path in str(config.get("documents") or "").split(",") if path]
+  folders = [Path(path.strip()) for path in str(config.get("documents") or "").split(",") if path.strip()]
   origin = origins(folders)
   splits = list(dict.fromkeys(fact.split for fact in facts))
   counts = gates.read_counts(folder, splits)

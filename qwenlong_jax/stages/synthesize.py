@@ -23,11 +23,23 @@ from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import joining, steps
 from qwenlong_jax.data.synthesis.joining import Fate
 from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.models import tokenizer
 from qwenlong_jax.stages import synthesis_by_model as by_model
 from qwenlong_jax.stages import synthesis_roles
 from qwenlong_jax.types import TASKS, Example
 
 RUNNERS = ("local", "beam")
+_LEAST = {
+  "train": 0,
+  "validation": 0,
+  "test": 0,
+  "train_share": 1,  # without training documents there is nothing to learn a tokenizer from
+  "validation_share": 0,
+  "test_share": 0,
+  "cluster_documents": 1,
+  "vocab_size": tokenizer.LEAST,
+  "workers": 0,
+}
 _ROUNDS = 5  # of writing more where some were given up
 
 
@@ -74,19 +86,26 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 
 def settings_of(config: ConfigDict, workdir: Path) -> Settings:
-  settings = config.synthesis
+  """What the config says of a synthesis, checked before anything is read."""
+  settings, roots = config.synthesis, [path.strip() for path in config.documents.split(",")]
+  if not all(roots):
+    raise ValueError(f"config.documents={config.documents!r} names an empty folder; remove the comma too many")
   if settings.runner not in RUNNERS:
     raise ValueError(f"synthesis.runner={settings.runner!r} is not one of {', '.join(RUNNERS)}")
-  for key in ("train", "validation", "test", "train_share", "validation_share", "test_share"):
-    least = 1 if key == "train_share" else 0
+  for key, least in _LEAST.items():
     if settings[key] < least:
       raise ValueError(f"synthesis.{key}={settings[key]} must be at least {least}")
+  if not 0 < settings.duplicate_threshold <= 1:
+    raise ValueError(
+      f"synthesis.duplicate_threshold={settings.duplicate_threshold} must be above 0 and at most 1: the share of "
+      "5-grams that two texts have in common; 1 keeps all but exact repeats"
+    )
   documents.check(settings.languages)
   if not settings.targets or min(settings.targets) < 1000:
     raise ValueError(f"synthesis.targets={tuple(settings.targets)} must be lengths of at least 1,000 tokens")
   return Settings(
     folder=str(workdir),
-    documents=tuple(str(Path(path).absolute()) for path in config.documents.split(",")),
+    documents=tuple(str(Path(root).absolute()) for root in roots),
     seed=config.seed,
     languages=tuple(settings.languages),
     threshold=settings.duplicate_threshold,

@@ -161,6 +161,11 @@ def test_a_damaged_part_is_named(documents: Path, made: Path, tmp_path: Path) ->
     ({"targets": (500,)}, "at least 1,000"),
     ({"train_share": 0}, "synthesis.train_share"),
     ({"train": -1}, "synthesis.train=-1"),
+    ({"workers": -1}, "synthesis.workers=-1 must be at least 0"),
+    ({"cluster_documents": 0}, "synthesis.cluster_documents=0 must be at least 1"),
+    ({"vocab_size": 100}, "synthesis.vocab_size=100 must be at least 261"),
+    ({"duplicate_threshold": 0.0}, "synthesis.duplicate_threshold=0.0 must be above 0 and at most 1"),
+    ({"duplicate_threshold": 1.5}, "synthesis.duplicate_threshold=1.5 must be above 0 and at most 1"),
     ({"languages": ("xx",)}, "languages"),
   ],
 )
@@ -169,6 +174,17 @@ def test_a_setting_that_cannot_be_used_is_refused(
 ) -> None:
   with pytest.raises(ValueError, match=message):
     synthesize.run(config_of(documents, **changes), tmp_path)
+  assert not list(tmp_path.iterdir())  # before anything is read
+
+
+def test_spaces_and_empty_names_between_folders(tmp_path: Path) -> None:
+  config = config_of(tmp_path).unlock()
+  config.documents = f"{tmp_path / 'one'}, {tmp_path / 'the other'} "
+  settings = synthesize.settings_of(config, tmp_path)
+  assert settings.documents == (str(tmp_path / "one"), str(tmp_path / "the other"))
+  config.documents = f"{tmp_path / 'one'},"
+  with pytest.raises(ValueError, match=r"config.documents='.*one,' names an empty folder; remove the comma"):
+    synthesize.settings_of(config, tmp_path)
 
 
 def test_folders_that_are_missing_or_hold_no_documents_are_named(tmp_path: Path) -> None:
