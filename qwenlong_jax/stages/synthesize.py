@@ -40,6 +40,7 @@ _LEAST = {
   "vocab_size": tokenizer.LEAST,
   "workers": 0,
 }
+_LENGTHS = ("length", "does_not_fit")  # of reasons why drafts fail, those of contexts that miss their target
 _ROUNDS = 5  # of writing more where some were given up
 
 
@@ -209,7 +210,26 @@ def told(settings: Settings, counts: dict[str, dict[str, int]]) -> Iterator[str]
     yield f"{split}: {sum(kept.values()):,} samples in {Path(settings.folder) / 'data' / split}"
     for task, number in kept.items():
       if number < wanted:
-        yield f"  {task}: {number} of {wanted}; the documents bear no more (why drafts failed: counts.json there)"
+        why = _why_fewer(counts.get(split, {}), task)
+        yield f"  {task}: {number} of {wanted}; {why} (all reasons: counts.json there)"
+
+
+def _why_fewer(counts: Mapping[str, int], task: str) -> str:
+  """The commonest reason of the drafts and samples of a task that came to nothing, and what may help."""
+  reasons: Counter[str] = Counter()
+  for key, count in counts.items():
+    match key.split("/"):
+      case "dropped", found, kind, reason if found == task and kind != "rewording":  # which keeps the sample as it was
+        reasons[reason] += count
+      case reason, found if found == task and reason not in ("kept", "surplus", "given_up"):
+        reasons[reason] += count
+  if not reasons:
+    return "no documents of this split bear it; give more documents"
+  ((reason, most),) = reasons.most_common(1)
+  why = f"most failed by {reason} ({most:,} of {reasons.total():,})"
+  if reason in _LENGTHS:
+    return f"{why}: the split has too few documents for its longest contexts; lower synthesis.targets or give more"
+  return f"{why}; give more documents"
 
 
 def _refused(settings: Settings) -> str:

@@ -187,6 +187,32 @@ def test_spaces_and_empty_names_between_folders(tmp_path: Path) -> None:
     synthesize.settings_of(config, tmp_path)
 
 
+def told(documents: Path, counts: dict[str, int]) -> list[str]:
+  """Of a training split alone, of which one multi-hop sample too few is there."""
+  settings = synthesize.settings_of(config_of(documents, validation=0, test=0), documents)
+  kept = {f"kept/{task}": 8 for task in TASKS} | {"kept/multi_hop": 7}
+  return [line for line in synthesize.told(settings, {"train": kept | counts}) if line.startswith("  ")]
+
+
+def test_of_fewer_samples_than_wanted_the_commonest_reason_is_named(documents: Path) -> None:
+  counts = {
+    "dropped/multi_hop/causal/length": 30,
+    "dropped/multi_hop/temporal/length": 20,
+    "dropped/multi_hop/causal/no_draft": 40,
+    "dropped/corpus_numeric/sum/no_draft": 900,
+    "dropped/multi_hop/rewording/another_result": 500,
+    "duplicate/multi_hop": 10,
+    "given_up/multi_hop": 300,
+  }
+  (line,) = told(documents, counts)
+  assert line.startswith("  multi_hop: 7 of 8; most failed by length (50 of 100): ")
+  assert "lower synthesis.targets or give more" in line
+  (line,) = told(documents, counts | {"duplicate/multi_hop": 60})
+  assert "most failed by duplicate (60 of 150); give more documents" in line and "targets" not in line
+  (line,) = told(documents, {})
+  assert "no documents of this split bear it" in line
+
+
 def test_folders_that_are_missing_or_hold_no_documents_are_named(tmp_path: Path) -> None:
   with pytest.raises(FileNotFoundError, match="nowhere"):
     synthesize.run(config_of(tmp_path / "nowhere"), tmp_path / "work")
