@@ -41,6 +41,11 @@ def test_what_it_was_made_by_is_said(tmp_path, found):
   assert "without a language model" in body
 
 
+def test_what_the_splits_share_is_said(tmp_path, found):
+  _, body = parted(data_card(write_making(tmp_path / "syn"), found))
+  assert "no document lies in two splits. A table's parts of 50 rows are documents\nof their own" in body
+
+
 def test_a_model_that_took_part_is_named(tmp_path):
   found = survey({"train": examples("train", model="qwen3-4b")})
   _, body = parted(data_card(write_making(tmp_path / "syn"), found))
