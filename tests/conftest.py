@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 if "jax" in sys.modules:
   raise RuntimeError("jax was imported before tests/conftest.py, too late for eight devices; run pytest on its own")
@@ -22,6 +23,9 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The checker of synthesized data and `base`, which programs of experiments/ find beside them.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 
