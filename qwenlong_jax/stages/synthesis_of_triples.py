@@ -7,7 +7,7 @@ from functools import partial
 from ml_collections import ConfigDict
 
 from qwenlong_jax.data.synthesis import steps, triple_steps
-from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, cut
 from qwenlong_jax.data.synthesis.synonyms import synonyms
 from qwenlong_jax.data.synthesis.triple_steps import MAKER, Portion, Reading
 from qwenlong_jax.data.synthesis.triples import extract
@@ -31,9 +31,9 @@ def blocks(settings: Settings, config: ConfigDict, models: Models) -> list[Block
   return list(_blocks(settings, most))
 
 
-def _blocks(settings: Settings, most: dict[steps.Cluster, int]) -> Iterator[Block]:
+def _blocks(settings: Settings, most: dict[Cluster, int]) -> Iterator[Block]:
   for cluster, count in steps.shares(settings, most):
-    yield from steps.cut(Block(cluster, "multi_hop", 0, count, MAKER))
+    yield from cut(Block(cluster, "multi_hop", 0, count, MAKER))
 
 
 def _extract(settings: Settings, config: ConfigDict, models: Models, portions: Sequence[Portion]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwenlong_jax.data.synthesis import steps
-from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, cut, write_text
 from qwenlong_jax.data.synthesis.triple_steps import DOCUMENTS, reading
 
 CLUSTER = Cluster("train", "general", 0)
@@ -22,7 +22,7 @@ def surveyed(tmp_path: Path) -> Settings:
   """70 documents, of which numbers 3 and 50 are too long for 100 tokens."""
   found = settings(tmp_path)
   tokens = [[60, 41] if number in (3, 50) else [60, 40] for number in range(70)]
-  steps.write_text(CLUSTER.part(found), json.dumps({"tokens": tokens}))
+  write_text(CLUSTER.part(found), json.dumps({"tokens": tokens}))
   return found
 
 
@@ -50,7 +50,7 @@ def test_clusters_give_equal_parts_of_what_a_split_wants(tmp_path: Path) -> None
 
 
 def test_blocks_are_cut_to_a_size() -> None:
-  blocks = list(steps.cut(Block(CLUSTER, "multi_hop", 7, 45, "triples")))
+  blocks = list(cut(Block(CLUSTER, "multi_hop", 7, 45, "triples")))
   assert [(block.first, block.count, block.maker) for block in blocks] == [
     (7, 20, "triples"),
     (27, 20, "triples"),
