@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from qwenlong_jax.types import Example
 
 BLOCK = 20  # samples of a part
 
@@ -91,12 +93,17 @@ def cut(block: Block) -> Iterator[Block]:
 
 
 def samples(settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-  """What counts of a block: number, example (None: given up), why drafts were dropped, and `screened` where it was.
+  """What counts of a block: lines of `as_line`, with `screened` where a screen gave it up.
 
   Raises:
     ValueError: the part is damaged.
   """
   return read_lines(block.screened(settings) if settings.screened else block.worded(settings))
+
+
+def as_line(number: int, example: Example | None, dropped: list[str]) -> dict[str, Any]:
+  """A sample as a part holds it: its number, the example (None: given up), why drafts were dropped."""
+  return {"number": number, "example": None if example is None else asdict(example), "dropped": dropped}
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

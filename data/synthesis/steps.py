@@ -29,9 +29,19 @@ from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, jud
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import Order, capable, sample
-from qwenlong_jax.data.synthesis.parts import Block, Chunk, Cluster, Settings, cut, publish, write_lines, write_text
+from qwenlong_jax.data.synthesis.parts import (
+  Block,
+  Chunk,
+  Cluster,
+  Settings,
+  as_line,
+  cut,
+  publish,
+  write_lines,
+  write_text,
+)
 from qwenlong_jax.models import tokenizer
-from qwenlong_jax.types import TASKS
+from qwenlong_jax.types import TASKS, Example
 
 FILES = 32  # of a chunk
 _TOKENIZER_CHARACTERS = 20_000_000
@@ -176,22 +186,29 @@ def blocks(settings: Settings, wanted: Mapping[tuple[str, str], int], before: Se
   return sorted(found, key=lambda block: (every.index(block.cluster), block.task, block.first))
 
 
-def shares(settings: Settings, most: Mapping[Cluster, int], brings: int = 1) -> Iterator[tuple[Cluster, int]]:
-  """Of the things that clusters have, `most` each, how many make the samples that a split wants, if each `brings` so
-  many: in equal parts from all clusters that have any."""
+def planned(
+  settings: Settings, most: Mapping[Cluster, int], task: str, maker: str = "", brings: int = 1
+) -> Iterator[Block]:
+  """Blocks of the things that clusters have, `most` each: as many as make the samples that a split wants, if each
+  `brings` so many, in equal parts from all clusters that have any."""
   for split, wanted in settings.samples:
     found = {cluster: count for cluster, count in most.items() if cluster.split == split and count}
     enough = math.ceil(wanted / max(len(found) * brings, 1))
-    yield from ((cluster, min(count, enough)) for cluster, count in found.items())
+    for cluster, count in found.items():
+      yield from cut(Block(cluster, task, 0, min(count, enough), maker))
 
 
 def write_block(settings: Settings, block: Block) -> None:
   corpus, length = load(settings, block.cluster), counter(settings.tokenizer)
-  lines = []
-  for number in range(block.first, block.first + block.count):
-    example, dropped = sample(corpus, Order(block.task, number, settings.seed, settings.targets), length)
-    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
-  write_lines(block.part(settings), lines)
+  write_samples(settings, block, lambda order: sample(corpus, order, length))
+
+
+def write_samples(
+  settings: Settings, block: Block, draw: Callable[[Order], tuple[Example | None, list[str]]]
+) -> None:
+  """What comes of the orders of a block, given to `draw` one by one."""
+  orders = (Order(block.task, block.first + n, settings.seed, settings.targets) for n in range(block.count))
+  write_lines(block.part(settings), [as_line(order.number, *draw(order)) for order in orders])
 
 
 @lru_cache(maxsize=2)

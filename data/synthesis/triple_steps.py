@@ -16,8 +16,7 @@ import numpy as np
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.synthesis import steps, triple_paths
-from qwenlong_jax.data.synthesis.generate import Order
-from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, write_lines, write_text
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, write_text
 from qwenlong_jax.data.synthesis.triple_graph import merge
 from qwenlong_jax.data.synthesis.triple_paths import Ground
 from qwenlong_jax.data.synthesis.triples import Extracted, Triple
@@ -115,9 +114,4 @@ def ground(settings: Settings, cluster: Cluster) -> Ground:
 
 def write_block(settings: Settings, block: Block) -> None:
   here, length = ground(settings, block.cluster), steps.counter(settings.tokenizer)
-  lines = []
-  for number in range(block.first, block.first + block.count):
-    order = Order(block.task, number, settings.seed, settings.targets)
-    example, dropped = triple_paths.sample(here, order, length)
-    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
-  write_lines(block.part(settings), lines)
+  steps.write_samples(settings, block, lambda order: triple_paths.sample(here, order, length))

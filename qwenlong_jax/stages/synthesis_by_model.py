@@ -19,7 +19,16 @@ from qwenlong_jax.data import loading
 from qwenlong_jax.data.synthesis import evolved, steps, triple_steps
 from qwenlong_jax.data.synthesis.generate import Order
 from qwenlong_jax.data.synthesis.paraphrase import paraphrase
-from qwenlong_jax.data.synthesis.parts import BLOCK, Block, Cluster, Settings, cut, read_lines, write_lines, write_text
+from qwenlong_jax.data.synthesis.parts import (
+  BLOCK,
+  Block,
+  Cluster,
+  Settings,
+  as_line,
+  read_lines,
+  write_lines,
+  write_text,
+)
 from qwenlong_jax.data.synthesis.screens import screen
 from qwenlong_jax.data.synthesis.self_evolving import evolve
 from qwenlong_jax.data.synthesis.table_questions import pose
@@ -67,14 +76,12 @@ def revise(settings: Settings, config: ConfigDict, models: Models, blocks: Seque
 def _evolving(settings: Settings, config: ConfigDict, models: Models) -> Iterator[Block]:
   """Blocks that count groups of documents."""
   found = {cluster: len(_groups(settings, config, models, cluster)) for cluster in steps.clusters(settings)}
-  for cluster, count in steps.shares(settings, found, models.course.rounds * models.course.proposals):
-    yield from cut(Block(cluster, _EVOLVED, 0, count, maker="evolved"))
+  return steps.planned(settings, found, _EVOLVED, "evolved", models.course.rounds * models.course.proposals)
 
 
 def _groups(settings: Settings, config: ConfigDict, models: Models, cluster: Cluster) -> list[list[int]]:
   tokens, size = json.loads(cluster.part(settings).read_text())["tokens"], config.evolve.documents
-  longest = config.evolve.longest if models.room is None else min(config.evolve.longest, models.room // size)
-  return evolved.groups(tokens, size, longest, config.evolve.groups, settings.seed)
+  return evolved.groups(tokens, size, models.longest(config.evolve.longest, size), config.evolve.groups, settings.seed)
 
 
 def _evolve(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
@@ -90,9 +97,9 @@ def _evolve(settings: Settings, config: ConfigDict, models: Models, blocks: Sequ
     group = [numbers[one["document"]] for one in asked.provenance["documents"]]
     order = Order(block.task, number, settings.seed, settings.targets)
     example, dropped = evolved.place(corpus, asked, group, order, length)
-    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
+    lines.append(as_line(number, example, dropped))
   for number, one in enumerate(found.rejected, before + len(lines)):
-    lines.append({"number": number, "example": None, "dropped": [f"{block.task}/{block.maker}/{one.reason}"]})
+    lines.append(as_line(number, None, [f"{block.task}/{block.maker}/{one.reason}"]))
   rounds = settings.parts("evolved") / block.part(settings).with_suffix(".json").name
   write_text(rounds, json.dumps([asdict(one) for one in found.rounds]))
   write_lines(block.part(settings), lines)
@@ -103,8 +110,7 @@ def _tables(settings: Settings, config: ConfigDict) -> Iterator[Block]:
   surveys = {cluster: json.loads(cluster.part(settings).read_text()) for cluster in steps.clusters(settings)}
   contexts = config.tables.contexts if config.tables.questions else 0
   most = {cluster: contexts for cluster, found in surveys.items() if _TABLES in found["tasks"]}
-  for cluster, count in steps.shares(settings, most, 1 + config.tables.questions):
-    yield from cut(Block(cluster, _TABLES, 0, count))
+  return steps.planned(settings, most, _TABLES, brings=1 + config.tables.questions)
 
 
 def _pose(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
@@ -116,10 +122,7 @@ def _pose(settings: Settings, config: ConfigDict, models: Models, blocks: Sequen
     found = pose(given, roles.proposer, roles.solver, models.prompts, count, varied, models.course.judging)
     made: list[tuple[Example | None, list[str]]] = [(example, []) for example in found.kept]
     made += [(None, [f"{block.task}/{block.maker}/{one.reason}"]) for one in found.rejected]
-    lines = [
-      {"number": number, "example": example and asdict(example), "dropped": dropped}
-      for number, (example, dropped) in enumerate(made, count * block.first)
-    ]
+    lines = [as_line(number, *one) for number, one in enumerate(made, count * block.first)]
     write_lines(block.part(settings), lines)
 
 

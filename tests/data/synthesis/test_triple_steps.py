@@ -45,8 +45,14 @@ def test_no_more_documents_are_read_than_may_be(surveyed: Settings) -> None:
 def test_clusters_give_equal_parts_of_what_a_split_wants(tmp_path: Path) -> None:
   more, none, other = Cluster("train", "code", 0), Cluster("train", "code", 1), Cluster("test", "code", 0)
   most = {CLUSTER: 8, more: 2, none: 0, other: 8}
-  assert list(steps.shares(settings(tmp_path), most)) == [(CLUSTER, 5), (more, 2), (other, 2)]
-  assert list(steps.shares(settings(tmp_path), most, 3)) == [(CLUSTER, 2), (more, 2), (other, 1)]
+
+  def counts(brings: int) -> list[tuple[Cluster, int]]:
+    found = list(steps.planned(settings(tmp_path), most, "multi_hop", "triples", brings))
+    assert {(block.task, block.first, block.maker) for block in found} == {("multi_hop", 0, "triples")}
+    return [(block.cluster, block.count) for block in found]
+
+  assert counts(1) == [(CLUSTER, 5), (more, 2), (other, 2)]
+  assert counts(3) == [(CLUSTER, 2), (more, 2), (other, 1)]
 
 
 def test_blocks_are_cut_to_a_size() -> None:
