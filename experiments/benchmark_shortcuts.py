@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from check_data import Record, records
-from recompute import GAP, agree, excerpts, quantity
+from recompute import agree
+from reread import GAP, excerpts, quantity
 from tqdm import tqdm
 
 from qwenlong_jax.data.ranking import BM25

@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
+from recompute import agree, says, solve
+from reread import Excerpt, Quantity, Unclear, excerpts, held
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from recompute import Excerpt, Quantity, Unclear, agree, excerpts, held, says, solve
 
 ASPECTS = ("right", "unique", "evidence", "source", "oracle", "fields")
 UNKNOWN = ("right", "evidence", "oracle")  # where there is not exactly one answer

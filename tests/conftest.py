@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 if "jax" in sys.modules:
   raise RuntimeError("jax was imported before tests/conftest.py, too late for eight devices; run pytest on its own")
@@ -11,7 +12,11 @@ DEVICES = 8
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "").split()
 flags = [flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count")]
-os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={DEVICES}"])
+flags.append(f"--xla_force_host_platform_device_count={DEVICES}")
+# Most of the time goes into compiling for the CPU what then runs for milliseconds: unoptimised, unless told otherwise.
+if not any(flag.startswith("--xla_backend_optimization_level") for flag in flags):
+  flags.append("--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = " ".join(flags)
 # XLA sizes its thread pool by the cores it counts: with fewer threads than devices a collective waits for ever.
 os.environ["NPROC"] = "32"
 # libtpu compiles for TPU topologies without a TPU: it may ask no metadata server and tolerate other such processes.
@@ -22,6 +27,9 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The checker of synthesized data and `base`, which programs of experiments/ find beside them.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 

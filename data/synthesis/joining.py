@@ -8,9 +8,8 @@ from typing import Any
 
 from qwenlong_jax.data import loading
 from qwenlong_jax.data.selection import Contamination
-from qwenlong_jax.data.synthesis import steps
 from qwenlong_jax.data.synthesis.multiple_choice import stem
-from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Settings, samples
 from qwenlong_jax.types import TASKS, Example
 
 
@@ -33,7 +32,7 @@ class Fate:
 
 def written(settings: Settings, block: Block, tests: Contamination) -> Iterator[Written]:
   """What there is to know of a part's samples before they are joined."""
-  for line in steps.samples(settings, block):
+  for line in samples(settings, block):
     if line["example"] is None:
       yield Written("", line.get("screened", "given_up"))
       continue
@@ -66,7 +65,7 @@ def kept(settings: Settings, decided: Sequence[Fate], counts: Counter[str]) -> I
     mine = [fate for fate in decided if fate.block.task == task]
     blocks = list(dict.fromkeys(fate.block for fate in mine))
     counts[f"kept/{task}"] = 0
-    for fate, line in zip(mine, _by_turns(blocks, lambda block: steps.samples(settings, block)), strict=True):
+    for fate, line in zip(mine, _by_turns(blocks, lambda block: samples(settings, block)), strict=True):
       counts.update(f"dropped/{reason}" for reason in line["dropped"])
       counts[f"{fate.what}/{task}"] += 1
       if fate.what == "kept":

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qwenlong_jax.data.prompts import Prompts
-from qwenlong_jax.data.synthesis.corpus_tables import facts
 from qwenlong_jax.data.synthesis.graph import rounded
 from qwenlong_jax.data.synthesis.proposals import Rules, find, wording
 from qwenlong_jax.data.synthesis.sql import run
+from qwenlong_jax.data.synthesis.table_templates import facts
 from qwenlong_jax.data.synthesis.text_to_sql import GREEDY, Sheet, Written, same, write_queries
 from qwenlong_jax.data.verification_by_model import Rejection, with_check
 from qwenlong_jax.llm import Completion, Sampling, ask, fenced

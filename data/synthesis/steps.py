@@ -16,7 +16,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,87 +29,22 @@ from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, jud
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import Order, capable, sample
+from qwenlong_jax.data.synthesis.parts import (
+  Block,
+  Chunk,
+  Cluster,
+  Settings,
+  as_line,
+  cut,
+  publish,
+  write_lines,
+  write_text,
+)
 from qwenlong_jax.models import tokenizer
-from qwenlong_jax.types import TASKS
+from qwenlong_jax.types import TASKS, Example
 
 FILES = 32  # of a chunk
-BLOCK = 20  # samples of a part
 _TOKENIZER_CHARACTERS = 20_000_000
-
-
-@dataclass(frozen=True)
-class Settings:
-  """`shares`: percent of the documents by split; `samples`: by split, of each task; `targets`: lengths in tokens;
-  `reworded`, `screened`: by models, before samples count.
-  """
-
-  folder: str
-  documents: tuple[str, ...]
-  seed: int
-  languages: tuple[str, ...]
-  threshold: float
-  cluster: int
-  shares: tuple[tuple[str, int], ...]
-  samples: tuple[tuple[str, int], ...]
-  targets: tuple[int, ...]
-  tokenizer: str
-  vocab_size: int
-  reworded: bool = False
-  screened: bool = False
-
-  def parts(self, step: str) -> Path:
-    return Path(self.folder) / "parts" / step
-
-
-@dataclass(frozen=True, order=True)
-class Chunk:
-  """Some of the files, as `corpus.files` gives them."""
-
-  number: int
-  files: tuple[tuple[Path, Path, str], ...]
-
-  def part(self, settings: Settings) -> Path:
-    return settings.parts("read") / f"{self.number:06d}.json"
-
-
-@dataclass(frozen=True, order=True)
-class Cluster:
-  split: str
-  domain: str
-  number: int
-
-  @property
-  def name(self) -> str:
-    return f"{self.split}-{self.domain}-{self.number:04d}"
-
-  def part(self, settings: Settings) -> Path:
-    return settings.parts("survey") / f"{self.name}.json"
-
-
-@dataclass(frozen=True, order=True)
-class Block:
-  """Samples [first, first + count) of a task from a cluster; a model's have a `maker`, by whom they are counted."""
-
-  cluster: Cluster
-  task: str
-  first: int
-  count: int
-  maker: str = ""
-
-  def part(self, settings: Settings) -> Path:
-    maker = f"-{self.maker}" if self.maker else ""
-    return settings.parts("samples") / f"{self.cluster.name}-{self.task}{maker}-{self.first:06d}.jsonl"
-
-  def reworded(self, settings: Settings) -> Path:
-    return settings.parts("reworded") / self.part(settings).name
-
-  def worded(self, settings: Settings) -> Path:
-    """The samples in the words in which they are asked."""
-    reworded = settings.reworded and self.task == "corpus_numeric"
-    return self.reworded(settings) if reworded else self.part(settings)
-
-  def screened(self, settings: Settings) -> Path:
-    return settings.parts("screened") / self.part(settings).name
 
 
 def chunks(settings: Settings) -> list[Chunk]:
@@ -134,7 +69,7 @@ def read_chunk(settings: Settings, chunk: Chunk) -> None:
         signatures.append(signature(found.text))
   part = chunk.part(settings)
   arrays = {f"{kind}{n}": getattr(s, kind) for n, s in enumerate(signatures) for kind in ("shingles", "minhash")}
-  _publish(part.with_suffix(".npz"), lambda path: np.savez(path, **arrays))
+  publish(part.with_suffix(".npz"), lambda path: np.savez(path, **arrays))
   digests = [s.digest.hex() for s in signatures]
   write_text(part, json.dumps({"documents": documents, "refused": refused, "digests": digests}, ensure_ascii=False))
 
@@ -251,46 +186,29 @@ def blocks(settings: Settings, wanted: Mapping[tuple[str, str], int], before: Se
   return sorted(found, key=lambda block: (every.index(block.cluster), block.task, block.first))
 
 
-def shares(settings: Settings, most: Mapping[Cluster, int], brings: int = 1) -> Iterator[tuple[Cluster, int]]:
-  """Of the things that clusters have, `most` each, how many make the samples that a split wants, if each `brings` so
-  many: in equal parts from all clusters that have any."""
+def planned(
+  settings: Settings, most: Mapping[Cluster, int], task: str, maker: str = "", brings: int = 1
+) -> Iterator[Block]:
+  """Blocks of the things that clusters have, `most` each: as many as make the samples that a split wants, if each
+  `brings` so many, in equal parts from all clusters that have any."""
   for split, wanted in settings.samples:
     found = {cluster: count for cluster, count in most.items() if cluster.split == split and count}
     enough = math.ceil(wanted / max(len(found) * brings, 1))
-    yield from ((cluster, min(count, enough)) for cluster, count in found.items())
-
-
-def cut(block: Block) -> Iterator[Block]:
-  """In parts of a usual size."""
-  for first in range(0, block.count, BLOCK):
-    yield replace(block, first=block.first + first, count=min(BLOCK, block.count - first))
+    for cluster, count in found.items():
+      yield from cut(Block(cluster, task, 0, min(count, enough), maker))
 
 
 def write_block(settings: Settings, block: Block) -> None:
   corpus, length = load(settings, block.cluster), counter(settings.tokenizer)
-  lines = []
-  for number in range(block.first, block.first + block.count):
-    example, dropped = sample(corpus, Order(block.task, number, settings.seed, settings.targets), length)
-    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
-  write_lines(block.part(settings), lines)
+  write_samples(settings, block, lambda order: sample(corpus, order, length))
 
 
-def samples(settings: Settings, block: Block) -> Iterator[dict[str, Any]]:
-  """What counts of a block: number, example (None: given up), why drafts were dropped, and `screened` where it was.
-
-  Raises:
-    ValueError: the part is damaged.
-  """
-  return read_lines(block.screened(settings) if settings.screened else block.worded(settings))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-  with path.open() as lines:
-    for line in lines:
-      try:
-        yield json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and start again, which writes it anew") from error
+def write_samples(
+  settings: Settings, block: Block, draw: Callable[[Order], tuple[Example | None, list[str]]]
+) -> None:
+  """What comes of the orders of a block, given to `draw` one by one."""
+  orders = (Order(block.task, block.first + n, settings.seed, settings.targets) for n in range(block.count))
+  write_lines(block.part(settings), [as_line(order.number, *draw(order)) for order in orders])
 
 
 @lru_cache(maxsize=2)
@@ -308,19 +226,3 @@ def counter(path: str) -> Callable[[str], int]:
   """Counts a text's tokens."""
   encode = tokenizer.load(path).encode
   return lambda text: len(encode(text))
-
-
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-  write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def write_text(path: Path, text: str) -> None:
-  _publish(path, lambda partial: partial.write_text(text))
-
-
-def _publish(path: Path, write: Callable[[Path], Any]) -> None:
-  """All of the file or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".writing-{path.name}")
-  write(partial)
-  partial.replace(path)

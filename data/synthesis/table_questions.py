@@ -16,11 +16,11 @@ import sqlglot
 from sqlglot import exp
 
 from qwenlong_jax.data.prompts import Prompts
-from qwenlong_jax.data.synthesis.corpus_tables import facts
 from qwenlong_jax.data.synthesis.graph import clear, rounded
 from qwenlong_jax.data.synthesis.paraphrase import reproduced, sheet
 from qwenlong_jax.data.synthesis.proposals import Rules, alike, wording
 from qwenlong_jax.data.synthesis.sql import Table, run
+from qwenlong_jax.data.synthesis.table_templates import facts, opening, rounding
 from qwenlong_jax.data.synthesis.tables import NOUN
 from qwenlong_jax.data.synthesis.text_to_sql import GREEDY, Written, evaluated, is_number, same, write_queries
 from qwenlong_jax.data.verification_by_model import Checked, Rejection, with_check
@@ -147,7 +147,7 @@ def _filled(example: Example, posed: Posed) -> Example | tuple[str, str]:
   stated = [rounded(row[1], decimals, unit) for row in table.rows]
   if found := _degenerate(answer, float(written.value), decimals, stated):
     return "degenerate", found
-  question = f"{_opening(program)} {asked} {_rounding(unit, decimals)}"
+  question = f"{opening(program['noun'], program['columns'])}. {asked} {rounding(unit, decimals)}"
   reason, detail = wording(question, answer, _RULES)
   if reason:
     return reason, detail
@@ -201,16 +201,6 @@ def _degenerate(answer: str, value: float, decimals: int, stated: Sequence[str])
   if round(value, decimals) == 0:
     return f"{value} is nothing"
   return f"{answer} is what one document states" if answer in stated else ""
-
-
-def _opening(program: dict[str, Any]) -> str:
-  listed = " and a ".join(f'"{attribute}"' for attribute in program["columns"].values())
-  return f"Consider all {program['noun']}s above that state a {listed}."
-
-
-def _rounding(unit: str, decimals: int) -> str:
-  stated = " in percent" if unit == "%" else f" in {unit}" if unit else ""
-  return f"Give it{stated}, as a plain number without words such as million, rounded to {decimals} decimals."
 
 
 def _renewed(example: Example, question: str, answer: str, program: dict[str, Any]) -> Example:

@@ -16,8 +16,7 @@ import numpy as np
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.synthesis import steps, triple_paths
-from qwenlong_jax.data.synthesis.generate import Order
-from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, write_text
 from qwenlong_jax.data.synthesis.triple_graph import merge
 from qwenlong_jax.data.synthesis.triple_paths import Ground
 from qwenlong_jax.data.synthesis.triples import Extracted, Triple
@@ -77,7 +76,7 @@ def documents(settings: Settings, portion: Portion) -> list[Document]:
 
 def keep_extracted(settings: Settings, portion: Portion, found: Extracted) -> None:
   told = {"triples": [asdict(one) for one in found.triples], "rejected": found.reasons, "documents": portion.count}
-  steps.write_text(portion.part(settings), json.dumps(told, ensure_ascii=False))
+  write_text(portion.part(settings), json.dumps(told, ensure_ascii=False))
 
 
 def extracted(settings: Settings, of: Reading) -> list[Triple]:
@@ -98,7 +97,7 @@ def keep_merged(settings: Settings, of: Reading, groups: Sequence[Sequence[str]]
     "entities": len(graph.nodes),
     "edges": len(graph.edges),
   }
-  steps.write_text(of.part(settings), json.dumps(told, ensure_ascii=False))
+  write_text(of.part(settings), json.dumps(told, ensure_ascii=False))
 
 
 def edges(settings: Settings, cluster: Cluster) -> int:
@@ -115,9 +114,4 @@ def ground(settings: Settings, cluster: Cluster) -> Ground:
 
 def write_block(settings: Settings, block: Block) -> None:
   here, length = ground(settings, block.cluster), steps.counter(settings.tokenizer)
-  lines = []
-  for number in range(block.first, block.first + block.count):
-    order = Order(block.task, number, settings.seed, settings.targets)
-    example, dropped = triple_paths.sample(here, order, length)
-    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
-  steps.write_lines(block.part(settings), lines)
+  steps.write_samples(settings, block, lambda order: triple_paths.sample(here, order, length))

@@ -19,9 +19,18 @@ from qwenlong_jax.data import loading
 from qwenlong_jax.data.synthesis import evolved, steps, triple_steps
 from qwenlong_jax.data.synthesis.generate import Order
 from qwenlong_jax.data.synthesis.paraphrase import paraphrase
+from qwenlong_jax.data.synthesis.parts import (
+  BLOCK,
+  Block,
+  Cluster,
+  Settings,
+  as_line,
+  read_lines,
+  write_lines,
+  write_text,
+)
 from qwenlong_jax.data.synthesis.screens import screen
 from qwenlong_jax.data.synthesis.self_evolving import evolve
-from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
 from qwenlong_jax.data.synthesis.table_questions import pose
 from qwenlong_jax.data.verification_by_model import Panel
 from qwenlong_jax.llm import Sampling
@@ -56,7 +65,7 @@ def write(settings: Settings, config: ConfigDict, models: Models, run_all: RunAl
 
 def revise(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
   """Rewords and screens what the blocks hold, whoever wrote it."""
-  least = max(steps.BLOCK, config.llm.concurrency)
+  least = max(BLOCK, config.llm.concurrency)
   if settings.reworded:
     asked = [block for block in blocks if block.task == _TABLES]
     each("rewording", settings, models, asked, Block.reworded, partial(_reword, settings, models), least)
@@ -67,14 +76,12 @@ def revise(settings: Settings, config: ConfigDict, models: Models, blocks: Seque
 def _evolving(settings: Settings, config: ConfigDict, models: Models) -> Iterator[Block]:
   """Blocks that count groups of documents."""
   found = {cluster: len(_groups(settings, config, models, cluster)) for cluster in steps.clusters(settings)}
-  for cluster, count in steps.shares(settings, found, models.course.rounds * models.course.proposals):
-    yield from steps.cut(Block(cluster, _EVOLVED, 0, count, maker="evolved"))
+  return steps.planned(settings, found, _EVOLVED, "evolved", models.course.rounds * models.course.proposals)
 
 
 def _groups(settings: Settings, config: ConfigDict, models: Models, cluster: Cluster) -> list[list[int]]:
   tokens, size = json.loads(cluster.part(settings).read_text())["tokens"], config.evolve.documents
-  longest = config.evolve.longest if models.room is None else min(config.evolve.longest, models.room // size)
-  return evolved.groups(tokens, size, longest, config.evolve.groups, settings.seed)
+  return evolved.groups(tokens, size, models.longest(config.evolve.longest, size), config.evolve.groups, settings.seed)
 
 
 def _evolve(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
@@ -90,12 +97,12 @@ def _evolve(settings: Settings, config: ConfigDict, models: Models, blocks: Sequ
     group = [numbers[one["document"]] for one in asked.provenance["documents"]]
     order = Order(block.task, number, settings.seed, settings.targets)
     example, dropped = evolved.place(corpus, asked, group, order, length)
-    lines.append({"number": number, "example": None if example is None else asdict(example), "dropped": dropped})
+    lines.append(as_line(number, example, dropped))
   for number, one in enumerate(found.rejected, before + len(lines)):
-    lines.append({"number": number, "example": None, "dropped": [f"{block.task}/{block.maker}/{one.reason}"]})
+    lines.append(as_line(number, None, [f"{block.task}/{block.maker}/{one.reason}"]))
   rounds = settings.parts("evolved") / block.part(settings).with_suffix(".json").name
-  steps.write_text(rounds, json.dumps([asdict(one) for one in found.rounds]))
-  steps.write_lines(block.part(settings), lines)
+  write_text(rounds, json.dumps([asdict(one) for one in found.rounds]))
+  write_lines(block.part(settings), lines)
 
 
 def _tables(settings: Settings, config: ConfigDict) -> Iterator[Block]:
@@ -103,8 +110,7 @@ def _tables(settings: Settings, config: ConfigDict) -> Iterator[Block]:
   surveys = {cluster: json.loads(cluster.part(settings).read_text()) for cluster in steps.clusters(settings)}
   contexts = config.tables.contexts if config.tables.questions else 0
   most = {cluster: contexts for cluster, found in surveys.items() if _TABLES in found["tasks"]}
-  for cluster, count in steps.shares(settings, most, 1 + config.tables.questions):
-    yield from steps.cut(Block(cluster, _TABLES, 0, count))
+  return steps.planned(settings, most, _TABLES, brings=1 + config.tables.questions)
 
 
 def _pose(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
@@ -116,11 +122,8 @@ def _pose(settings: Settings, config: ConfigDict, models: Models, blocks: Sequen
     found = pose(given, roles.proposer, roles.solver, models.prompts, count, varied, models.course.judging)
     made: list[tuple[Example | None, list[str]]] = [(example, []) for example in found.kept]
     made += [(None, [f"{block.task}/{block.maker}/{one.reason}"]) for one in found.rejected]
-    lines = [
-      {"number": number, "example": example and asdict(example), "dropped": dropped}
-      for number, (example, dropped) in enumerate(made, count * block.first)
-    ]
-    steps.write_lines(block.part(settings), lines)
+    lines = [as_line(number, *one) for number, one in enumerate(made, count * block.first)]
+    write_lines(block.part(settings), lines)
 
 
 def _reword(settings: Settings, models: Models, blocks: Sequence[Block]) -> None:
@@ -136,7 +139,7 @@ def _reword(settings: Settings, models: Models, blocks: Sequence[Block]) -> None
         example = next(reworded)
         line["example"] = asdict(example)
         line["dropped"] += [f"{block.task}/rewording/{reasons[example.id]}"] if example.id in reasons else []
-    steps.write_lines(block.reworded(settings), lines)
+    write_lines(block.reworded(settings), lines)
 
 
 def _screen(settings: Settings, config: ConfigDict, models: Models, blocks: Sequence[Block]) -> None:
@@ -152,12 +155,12 @@ def _screen(settings: Settings, config: ConfigDict, models: Models, blocks: Sequ
         ident = line["example"]["id"]
         line["example"] = asdict(passed[ident]) if ident in passed else None
         line |= {"screened": rejected[ident].reason} if ident in rejected else {}
-    steps.write_lines(block.screened(settings), lines)
+    write_lines(block.screened(settings), lines)
 
 
 def _read(part: Path) -> tuple[list[dict[str, Any]], list[Example]]:
   """The lines of a part, and the examples in them."""
-  lines = list(steps.read_lines(part))
+  lines = list(read_lines(part))
   return lines, [loading.example_of(line["example"]) for line in lines if line["example"] is not None]
 
 

@@ -1,13 +1,13 @@
 """Samples of multi_hop from a model's triples: extracted, merged to a graph per cluster, whose paths are asked for."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from ml_collections import ConfigDict
 
 from qwenlong_jax.data.synthesis import steps, triple_steps
-from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Settings
 from qwenlong_jax.data.synthesis.synonyms import synonyms
 from qwenlong_jax.data.synthesis.triple_steps import MAKER, Portion, Reading
 from qwenlong_jax.data.synthesis.triples import extract
@@ -17,23 +17,14 @@ from qwenlong_jax.stages.synthesis_roles import Models
 
 def blocks(settings: Settings, config: ConfigDict, models: Models) -> list[Block]:
   """The blocks that the graphs bear; the graphs are there then."""
-  longest = config.triples.longest if models.room is None else min(config.triples.longest, models.room)
-  found = (
-    triple_steps.reading(settings, cluster, longest, config.triples.documents) for cluster in steps.clusters(settings)
-  )
+  longest, most = models.longest(config.triples.longest), config.triples.documents
+  found = (triple_steps.reading(settings, cluster, longest, most) for cluster in steps.clusters(settings))
   every = [reading for reading in found if reading.count]
   portions = [portion for reading in every for portion in reading.portions]
   each("extracting", settings, models, portions, Portion.part, partial(_extract, settings, config, models))
   each("merging", settings, models, every, Reading.part, partial(_merge, settings, config, models))
-  most = {
-    reading.cluster: config.triples.samples for reading in every if triple_steps.edges(settings, reading.cluster)
-  }
-  return list(_blocks(settings, most))
-
-
-def _blocks(settings: Settings, most: dict[steps.Cluster, int]) -> Iterator[Block]:
-  for cluster, count in steps.shares(settings, most):
-    yield from steps.cut(Block(cluster, "multi_hop", 0, count, MAKER))
+  bearing = [reading.cluster for reading in every if triple_steps.edges(settings, reading.cluster)]
+  return list(steps.planned(settings, dict.fromkeys(bearing, config.triples.samples), "multi_hop", MAKER))
 
 
 def _extract(settings: Settings, config: ConfigDict, models: Models, portions: Sequence[Portion]) -> None:

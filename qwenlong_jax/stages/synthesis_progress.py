@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
-from qwenlong_jax.data.synthesis.steps import Settings
+from qwenlong_jax.data.synthesis.parts import Settings
 from qwenlong_jax.llm import Usage
 from qwenlong_jax.stages.synthesis_roles import Models, way_on
 

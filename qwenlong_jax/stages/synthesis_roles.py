@@ -50,6 +50,10 @@ class Models:
   usage: Usage
   room: int | None = None
 
+  def longest(self, wanted: int, together: int = 1) -> int:
+    """Tokens of a document, `wanted` at most, of which a prompt has room for so many together."""
+    return wanted if self.room is None else min(wanted, self.room // together)
+
 
 def models_of(config: ConfigDict, workdir: Path) -> Models | None:
   """The models of `config.llm`; None if there is none.

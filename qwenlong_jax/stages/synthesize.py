@@ -22,7 +22,7 @@ from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import joining, steps
 from qwenlong_jax.data.synthesis.joining import Fate
-from qwenlong_jax.data.synthesis.steps import Block, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Settings, write_text
 from qwenlong_jax.models import tokenizer
 from qwenlong_jax.stages import synthesis_by_model as by_model
 from qwenlong_jax.stages import synthesis_roles
@@ -200,7 +200,7 @@ def _counted(settings: Settings, decided: Sequence[Fate], path: Path) -> Iterato
   """The examples; behind the last of them it is written what became of all, before the data set is complete."""
   counts: Counter[str] = Counter()
   yield from joining.kept(settings, decided, counts)
-  steps.write_text(path, json.dumps(dict(sorted(counts.items())), indent=2))
+  write_text(path, json.dumps(dict(sorted(counts.items())), indent=2))
 
 
 def told(settings: Settings, counts: dict[str, dict[str, int]]) -> Iterator[str]:

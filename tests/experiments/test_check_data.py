@@ -1,12 +1,15 @@
 """The checker of synthesized data passes what is right and names each kind of error that was put in by hand."""
 
 import hashlib
-import importlib.util
 import json
-import sys
+import re
 from pathlib import Path
 
+import check_data
 import pytest
+from recompute import agree, solve
+from reread import Quantity, Unclear, document, excerpts, quantity, rows
+from reread_code import classes, functions
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -18,24 +21,6 @@ DOCUMENTS = {
   "esk.md": "# Esk\n\n## Land\n\nCapital: Sund\nNeighbour: Dorn\nArea: 31 sq km",
 }
 TRAIN, TEST = ("alba.md", "bero.md", "ceda.md"), ("dorn.md", "esk.md")
-
-
-def load(name):
-  spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module
-  spec.loader.exec_module(module)
-  return module
-
-
-@pytest.fixture(scope="module")
-def again():
-  return load("recompute")
-
-
-@pytest.fixture(scope="module")
-def program(again):
-  return load("check_data")
 
 
 def sample(split, names, program, question, answer, lines):
@@ -95,8 +80,8 @@ def write(folder, records):
   return [f"--data={folder / 'data'}", f"--documents={folder / 'documents'}"]
 
 
-def test_right_data_passes(program, tmp_path, capsys):
-  assert program.main(write(tmp_path, [("train", hop()), ("test", total())])) == 0
+def test_right_data_passes(tmp_path, capsys):
+  assert check_data.main(write(tmp_path, [("train", hop()), ("test", total())])) == 0
   assert "| all |  | 2 | 2 | 2 | 2 | 2 | 2 | 2 |" in capsys.readouterr().out
 
 
@@ -108,12 +93,12 @@ def written():
   return one
 
 
-def test_of_a_models_question_fields_and_source_are_checked(program, tmp_path, capsys):
+def test_of_a_models_question_fields_and_source_are_checked(tmp_path, capsys):
   records = [("train", hop()), ("train", written()), ("test", total())]
-  assert program.main(write(tmp_path / "right", records)) == 0
+  assert check_data.main(write(tmp_path / "right", records)) == 0
   assert "| viewpoint | 1 | 0 | 0 | 0 | 1 | 0 | 1 |" in capsys.readouterr().out
   records[1][1]["provenance"]["documents"][0]["characters"] = [0, 25]
-  assert program.main(write(tmp_path / "wrong", records)) == 1
+  assert check_data.main(write(tmp_path / "wrong", records)) == 1
   assert "| viewpoint | 1 | 0 | 0 | 0 | 0 | 0 | 1 |" in capsys.readouterr().out
 
 
@@ -176,49 +161,49 @@ def other_unit(one, other):
     (other_unit, "right: the answer is 43 sq km, the sample says '43 km'"),
   ],
 )
-def test_a_planted_error_is_found_and_named(program, tmp_path, capsys, plant, said):
+def test_a_planted_error_is_found_and_named(tmp_path, capsys, plant, said):
   one, other = hop(), total()
   plant(one, other)
-  assert program.main(write(tmp_path, [("train", one), ("test", other)])) == 1
+  assert check_data.main(write(tmp_path, [("train", one), ("test", other)])) == 1
   assert said in capsys.readouterr().err
 
 
-def test_a_document_in_two_splits_is_found_by_evidence_and_by_title(program, tmp_path, capsys):
+def test_a_document_in_two_splits_is_found_by_evidence_and_by_title(tmp_path, capsys):
   again = hop()
   again["question"], again["id"] = again["question"] + " Tell.", "other"
   again["provenance"]["split"] = "test"
-  assert program.main(write(tmp_path, [("train", hop()), ("test", again)])) == 1
+  assert check_data.main(write(tmp_path, [("train", hop()), ("test", again)])) == 1
   said = capsys.readouterr().err
   assert "alba.md: shared: is evidence in test and train" in said
   assert "Ceda: shared: " in said  # stands in both contexts, and is no evidence
 
 
-def test_equal_titles_of_other_documents_are_not_shared(program, tmp_path):
+def test_equal_titles_of_other_documents_are_not_shared(tmp_path):
   other = total()
   other["context"] = other["context"].replace("=== Esk ===", "=== Ceda ===")
   write(tmp_path, [])
-  library = program.Library([tmp_path / "documents"])
-  assert list(program.shared([("train", hop()), ("test", other)], library)) == []
+  library = check_data.Library([tmp_path / "documents"])
+  assert list(check_data.shared([("train", hop()), ("test", other)], library)) == []
 
 
-def test_rows_of_one_table_are_documents_of_their_own_but_not_the_same_rows(program, tmp_path):
+def test_rows_of_one_table_are_documents_of_their_own_but_not_the_same_rows(tmp_path):
   write(tmp_path, [])
-  library = program.Library([tmp_path / "documents"])
+  library = check_data.Library([tmp_path / "documents"])
   one, other = hop(), total()
   for record, part in ((one, 1), (other, 2)):
     record["context"] = ""
     record["provenance"]["documents"] = [{"id": f"a.csv#{part}", "path": "a.csv", "sha256": "0" * 64}]
-  assert list(program.shared([("train", one), ("test", other)], library)) == []
+  assert list(check_data.shared([("train", one), ("test", other)], library)) == []
   other["provenance"]["documents"] = one["provenance"]["documents"]
-  assert [name for name, _, _ in program.shared([("train", one), ("test", other)], library)] == ["a.csv#1"]
+  assert [name for name, _, _ in check_data.shared([("train", one), ("test", other)], library)] == ["a.csv#1"]
 
 
-def test_a_file_that_is_not_what_its_manifest_says_is_refused(program, tmp_path):
+def test_a_file_that_is_not_what_its_manifest_says_is_refused(tmp_path):
   arguments = write(tmp_path, [("train", hop()), ("test", total())])
   manifest = tmp_path / "data/train/manifest.json"
   manifest.write_text(manifest.read_text().replace('"examples": 1', '"examples": 2'))
   with pytest.raises(ValueError, match=r"1 records of .* write the data anew"):
-    program.main(arguments)
+    check_data.main(arguments)
 
 
 @pytest.mark.parametrize(
@@ -231,19 +216,19 @@ def test_a_file_that_is_not_what_its_manifest_says_is_refused(program, tmp_path)
     ("7 years, 3 months", 7, "years"),
   ],
 )
-def test_quantities_are_read_with_scale_and_unit(again, value, number, unit):
-  found = again.quantity(value)
+def test_quantities_are_read_with_scale_and_unit(value, number, unit):
+  found = quantity(value)
   assert (found.number, found.unit) == (pytest.approx(number), unit)
 
 
 @pytest.mark.parametrize("value", ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "15 00 N, 19 00 E"])
-def test_other_values_are_no_quantities(again, value):
-  assert again.quantity(value) is None
+def test_other_values_are_no_quantities(value):
+  assert quantity(value) is None
 
 
-def test_a_fact_stated_twice_is_none_and_belongs_to_its_heading(again):
-  (excerpt,) = again.excerpts("=== A ===\n# A\nTop: 1\n\n## B\n- Key: x\nKey: y\n\n[...]\n\n## C\nKey: z\n")
-  assert {name: fact.value for name, fact in again.document(excerpt).facts.items()} == {"Top": "1", "C > Key": "z"}
+def test_a_fact_stated_twice_is_none_and_belongs_to_its_heading():
+  (excerpt,) = excerpts("=== A ===\n# A\nTop: 1\n\n## B\n- Key: x\nKey: y\n\n[...]\n\n## C\nKey: z\n")
+  assert {name: fact.value for name, fact in document(excerpt).facts.items()} == {"Top": "1", "C > Key": "z"}
 
 
 CLASS = '''=== a.py ===
@@ -267,8 +252,8 @@ at the margin, def nothing(self):
 '''
 
 
-def test_a_class_is_read_past_its_strings(again):
-  (found,) = again.classes(again.excerpts(CLASS + "\nafter = 1\n")[0])
+def test_a_class_is_read_past_its_strings():
+  (found,) = classes(excerpts(CLASS + "\nafter = 1\n")[0])
   assert {name: fact.value for name, fact in found.facts.items()} == {
     "base class": "Base",
     "first method without double underscores": "read",
@@ -277,8 +262,8 @@ def test_a_class_is_read_past_its_strings(again):
   }
 
 
-def test_the_last_method_of_a_class_without_its_end_is_not_sure(again):
-  (found,) = again.classes(again.excerpts(CLASS + "\n[...]\n\n")[0])
+def test_the_last_method_of_a_class_without_its_end_is_not_sure():
+  (found,) = classes(excerpts(CLASS + "\n[...]\n\n")[0])
   assert [name for name, fact in found.facts.items() if not fact.sure] == ["last method without double underscores"]
 
 
@@ -296,24 +281,24 @@ No.
 """
 
 
-def test_a_short_line_within_a_speech_is_no_speaker(again):
+def test_a_short_line_within_a_speech_is_no_speaker():
   needle = {"kind": "needle", "title": "Play", "speaker": "ANNA", "number": 0}
-  assert again.solve(needle, PLAY).value == "I go.\nGood night.\nWhich must decide it."
-  assert again.solve(needle | {"number": 1}, PLAY).value == "No."
+  assert solve(needle, PLAY).value == "I go.\nGood night.\nWhich must decide it."
+  assert solve(needle | {"number": 1}, PLAY).value == "No."
 
 
-def test_a_speech_begins_where_its_first_word_stands(again):
+def test_a_speech_begins_where_its_first_word_stands():
   needle = {"kind": "needle", "title": "Play", "speaker": "BEN", "number": 0}
   context = PLAY.replace("Stay.", "        Stay.")
-  (place,), answer = again.solve(needle, context).needs[0], again.solve(needle, context).value
+  (place,), answer = solve(needle, context).needs[0], solve(needle, context).value
   assert answer == context[slice(*place)] == "Stay."
 
 
-def test_stated_quantities_agree_exactly_and_computed_ones_to_their_decimals(again):
-  assert again.agree("1,200 km", "1.2 thousand km")
-  assert not again.agree("0.01 liters", "0 liters")
-  assert again.agree("43 km", again.Quantity(43.004, "km", 0))
-  assert not again.agree("43 km", again.Quantity(43.2, "km", 0))
+def test_stated_quantities_agree_exactly_and_computed_ones_to_their_decimals():
+  assert agree("1,200 km", "1.2 thousand km")
+  assert not agree("0.01 liters", "0 liters")
+  assert agree("43 km", Quantity(43.004, "km", 0))
+  assert not agree("43 km", Quantity(43.2, "km", 0))
 
 
 def talk(*figures):
@@ -322,41 +307,48 @@ def talk(*figures):
   return "\n\n".join(back if f == "back" else lines.pop(0) for f in figures)
 
 
-def test_going_back_once_restores_and_twice_is_unclear(again):
+def test_going_back_once_restores_and_twice_is_unclear():
   program = {"kind": "agreement", "subject": "budget of the X group", "number": 3}
-  assert again.solve(program, talk(10, 20, 30, "back")).value == "20"
-  assert again.solve(program, talk(10, 20, "back", 30)).value == "30"
+  assert solve(program, talk(10, 20, 30, "back")).value == "20"
+  assert solve(program, talk(10, 20, "back", 30)).value == "30"
   refused = "Ben: What if the budget of the X group were 99?\nAna: No, never."
-  assert again.solve(program, talk(10, 20) + f"\n\n{refused}\n\n" + talk(30, 40)).value == "40"
-  with pytest.raises(again.Unclear, match="30 or to 10"):
-    again.solve(program | {"number": 4}, talk(10, 20, 30, "back", "back"))
+  assert solve(program, talk(10, 20) + f"\n\n{refused}\n\n" + talk(30, 40)).value == "40"
+  with pytest.raises(Unclear, match="30 or to 10"):
+    solve(program | {"number": 4}, talk(10, 20, 30, "back", "back"))
 
 
-def test_words_that_are_parts_of_names_are_unclear(again):
+def test_words_that_are_parts_of_names_are_unclear():
   context = "=== A ===\nalpha beta\n\n=== B ===\nalpha gamma\n\n=== C ===\nalpha_1 delta\n"
   program = {"kind": "count", "words": ["alpha", "beta"]}
-  assert again.solve(program, context.replace("_1", "")).value.number == 2
-  with pytest.raises(again.Unclear, match="parts of names"):
-    again.solve(program, context)
+  assert solve(program, context.replace("_1", "")).value.number == 2
+  with pytest.raises(Unclear, match="parts of names"):
+    solve(program, context)
 
 
-def test_a_tie_has_no_one_answer(again):
+def test_a_tie_has_no_one_answer():
   context = "=== A ===\nX: 3\n\n=== B ===\nX: 3\n\n=== C ===\nX: 1\n"
   sql = {"kind": "sql", "noun": "document", "columns": {"x": "X"}, "rows": 3, "decimals": -1, "unit": ""}
   first = sql | {"sql": "SELECT name FROM facts ORDER BY x DESC LIMIT 1"}
-  with pytest.raises(again.Unclear, match="tie"):
-    again.solve(first, context)
+  with pytest.raises(Unclear, match="tie"):
+    solve(first, context)
   median = sql | {"sql": "SELECT median(x) FROM facts", "decimals": 1}
-  assert again.solve(median, context).value.number == 3
+  assert solve(median, context).value.number == 3
 
 
-def test_text_is_cleaned_as_it_was(program):
-  assert program.cleaned("\n  a\u200b \r\nb\x0cc\n\n\n\n\ncafe\u0301\n\n") == "  a\nb\nc\n\n\ncaf\u00e9"
+def test_text_is_cleaned_as_it_was():
+  assert check_data.cleaned("\n  a\u200b \r\nb\x0cc\n\n\n\n\ncafe\u0301\n\n") == "  a\nb\nc\n\n\ncaf\u00e9"
 
 
-def test_neither_file_imports_the_project():
-  for name in ("check_data", "recompute"):
-    assert "qwenlong_jax" not in (FOLDER / f"{name}.py").read_text()
+def test_no_file_of_the_checker_imports_the_project():
+  left, read = ["check_data"], set()
+  while left:
+    name = left.pop()
+    source = (FOLDER / f"{name}.py").read_text()
+    assert "qwenlong_jax" not in source
+    read.add(name)
+    imported = re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE)
+    left += [other for other in imported if other not in read and (FOLDER / f"{other}.py").exists()]
+  assert read == {"check_data", "recompute", "recompute_facts", "reread", "reread_code"}
 
 
 TABLE = """=== Rivers ===
@@ -382,9 +374,9 @@ Elbe | 1,850 | y
 """
 
 
-def test_rows_of_tables_are_read_below_their_names(again):
-  (excerpt,) = again.excerpts(TABLE)
-  nile, loire, rhine, elbe = again.rows(excerpt)
+def test_rows_of_tables_are_read_below_their_names():
+  (excerpt,) = excerpts(TABLE)
+  nile, loire, rhine, elbe = rows(excerpt)
   values = {name: fact.value for name, fact in nile.facts.items()}
   assert values == {"column River": "Ni|le", "column Length": "6,650 km"}
   assert [TABLE[slice(*fact.place)] for fact in nile.facts.values()] == ["Ni\\|le", "6,650 km"]
@@ -394,26 +386,26 @@ def test_rows_of_tables_are_read_below_their_names(again):
   assert [fact.quantity and fact.quantity.number for fact in founded] == [None, 1850]
 
 
-def test_a_row_is_found_by_what_it_is_called_in_a_column(again):
+def test_a_row_is_found_by_what_it_is_called_in_a_column():
   context = "=== A ===\n| name | seat |\n|--|--|\n| Alba | Ort |\n| Bero | Pell |\n\n"
   context += "=== B ===\n| town | people |\n|--|--|\n| Ort | 120 |\n| Pell | 90 |\n"
   hop = {"kind": "hop", "noun": "table row", "start": [["column name", "is", ["Alba"], ""]]}
   hop |= {"link": "column seat", "key": "column town", "answer": "column people"}
-  answer = again.solve(hop, context)
+  answer = solve(hop, context)
   assert answer.value == "120"
   assert [context[slice(*places[0])] for places in answer.needs] == ["Alba", "Ort", "Ort", "120"]
   sql = {"kind": "sql", "noun": "table row", "sql": "SELECT sum(x) FROM facts", "columns": {"x": "column people"}}
-  assert again.solve(sql | {"rows": 2, "decimals": 0, "unit": ""}, context).value.number == 210
+  assert solve(sql | {"rows": 2, "decimals": 0, "unit": ""}, context).value.number == 210
   inverse = hop | {"kind": "inverse", "start": [["column people", "between", [90, 100], ""]], "answer": "column name"}
-  assert again.solve(inverse, context).value == "Bero"
+  assert solve(inverse, context).value == "Bero"
 
 
-def test_the_parts_of_a_table_file_are_those_that_reading_makes(program, tmp_path):
+def test_the_parts_of_a_table_file_are_those_that_reading_makes(tmp_path):
   from qwenlong_jax.data.reading import read
 
   path = tmp_path / "a.csv"
   path.write_text('n;"text; with";c\n' + "".join(f'{n};"two\nlines | bar";\n' for n in range(120)))
-  assert [document.text for document in read(path, tmp_path)] == program.parts(path.read_bytes())
+  assert [document.text for document in read(path, tmp_path)] == check_data.parts(path.read_bytes())
 
 
 FUNCTIONS = '''=== a.py ===
@@ -440,8 +432,8 @@ def third(x) -> dict[str, int]:
 '''
 
 
-def test_a_function_is_read_by_its_head_and_first_call(again):
-  first, second, third = again.functions(again.excerpts(FUNCTIONS)[0])
+def test_a_function_is_read_by_its_head_and_first_call():
+  first, second, third = functions(excerpts(FUNCTIONS)[0])
   values = lambda entity: {name: fact.value for name, fact in entity.facts.items()}  # noqa: E731
   assert values(first) == {
     "number of parameters": "3",

@@ -5,7 +5,7 @@ import json
 from qwenlong_jax.data import loading
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import joining
-from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings
 from qwenlong_jax.stages import synthesize
 from qwenlong_jax.types import Example
 

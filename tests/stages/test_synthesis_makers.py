@@ -1,6 +1,5 @@
 """All makers that take a model, through the command line and over real HTTP: triples, tables, rewording, the trio."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import check_data
 import pytest
 import roles
 from loopback import Loopback, prompt_of
@@ -102,12 +102,7 @@ def test_paths_lead_over_both_wordings_of_a_relation(first: tuple[Path, Loopback
 def test_the_checker_that_shares_no_code_passes_what_models_wrote(
   first: tuple[Path, Loopback, str], documents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-  sys.path.insert(0, str(EXPERIMENTS))
-  spec = importlib.util.spec_from_file_location("check_data", EXPERIMENTS / "check_data.py")
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  module.main([f"--data={first[0] / 'data'}", f"--documents={documents}", "--show=99"])
+  check_data.main([f"--data={first[0] / 'data'}", f"--documents={documents}", "--show=99"])
   said = capsys.readouterr()
   assert not re.findall("^(?:corpus_numeric|multi_hop|reading_comprehension)/.*", said.err, re.MULTILINE)
   for kind in ("multi_hop | path", "corpus_numeric | posed"):

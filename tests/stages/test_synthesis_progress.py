@@ -1,4 +1,4 @@
-from qwenlong_jax.data.synthesis.steps import Block, Cluster
+from qwenlong_jax.data.synthesis.parts import Block, Cluster
 from qwenlong_jax.stages.synthesis_progress import together
 
 

@@ -6,8 +6,8 @@ from loopback import Loopback, prompt_of, says
 from scripted import Scripted
 
 from qwenlong_jax.data.prompts import Prompts
-from qwenlong_jax.data.synthesis.corpus_tables import facts
 from qwenlong_jax.data.synthesis.paraphrase import changed, paraphrase, sheet
+from qwenlong_jax.data.synthesis.table_templates import facts
 from qwenlong_jax.data.synthesis.text_to_sql import evaluated, same, write_queries
 from qwenlong_jax.llm import Reply
 from qwenlong_jax.llm.endpoint import Endpoint

@@ -1,12 +1,11 @@
-import importlib.util
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from loopback import Loopback, prompt_of
 from loopback import says as answers
+from recompute import agree, solve
+from recompute import says as unsaid
 from scripted import Scripted
 
 from qwenlong_jax.data.prompts import Prompts
@@ -99,14 +98,9 @@ def test_a_question_of_a_model_is_answered_by_its_query_in_its_unit():
 
 
 def test_the_checker_that_divides_in_sqlite_comes_to_the_same():
-  path = Path(__file__).resolve().parents[3] / "experiments" / "recompute.py"
-  spec = importlib.util.spec_from_file_location("recompute", path)
-  again = importlib.util.module_from_spec(spec)
-  sys.modules["recompute"] = again
-  spec.loader.exec_module(again)
   for one in run(GAP, SHARE, COUNTED).kept:
     program = one.provenance["program"]
-    assert again.agree(one.answer, again.solve(program, CONTEXT).value) and again.says(one.question, program) == []
+    assert agree(one.answer, solve(program, CONTEXT).value) and unsaid(one.question, program) == []
 
 
 LIMIT = 'What is the mean "Length" of those whose "Toll" is above 45?'

@@ -1,13 +1,13 @@
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from loopback import Loopback, prompt_of, says
+from recompute import agree, solve
+from recompute import says as unsaid
+from reread import Unclear
 from scripted import Scripted, document
 
 from qwenlong_jax.data.prompts import Prompts
@@ -73,16 +73,6 @@ def found() -> Ground:
   return ground(world())
 
 
-@pytest.fixture(scope="module")
-def again():
-  path = Path(__file__).resolve().parents[3] / "experiments" / "recompute.py"
-  spec = importlib.util.spec_from_file_location("recompute", path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["recompute"] = module
-  spec.loader.exec_module(module)
-  return module
-
-
 def samples(ground: Ground, count: int) -> list:
   return [sample(ground, Order("multi_hop", n, 0, (2500,)), length)[0] for n in range(count)]
 
@@ -101,13 +91,13 @@ def solved(question: str, context: str) -> set[str]:
   return {known[max(known)] for known in bindings}
 
 
-def test_the_only_answer_that_a_search_of_the_context_finds_is_the_answer(found, again):
+def test_the_only_answer_that_a_search_of_the_context_finds_is_the_answer(found):
   made = samples(found, 12)
   assert None not in made and len({one.question for one in made}) == 12
   for one in made:
     assert solved(one.question, one.context) == {one.answer.casefold()}
     program = json.loads(json.dumps(asdict(one)))["provenance"]["program"]
-    assert again.agree(one.answer, again.solve(program, one.context).value) and not again.says(one.question, program)
+    assert agree(one.answer, solve(program, one.context).value) and not unsaid(one.question, program)
     assert one.answer in one.provenance["candidates"] and len(set(one.provenance["candidates"])) > 2
   assert {len(one.provenance["program"]["steps"]) for one in made} == {2, 3}
 
@@ -125,15 +115,15 @@ def test_a_path_crosses_documents_and_says_where_it_comes_from(found):
   assert samples(found, 2) == samples(found, 2)
 
 
-def test_the_checker_sees_a_broken_path(found, again):
+def test_the_checker_sees_a_broken_path(found):
   one = samples(found, 1)[0]
   program = one.provenance["program"]
   cut = one.context.replace(program["steps"][1]["quote"], "")
   elsewhere = program | {"anchor": "Nobody"}
-  with pytest.raises(again.Unclear, match="no excerpt says"):
-    again.solve(program, cut)
-  with pytest.raises(again.Unclear, match="breaks off"):
-    again.solve(elsewhere, one.context)
+  with pytest.raises(Unclear, match="no excerpt says"):
+    solve(program, cut)
+  with pytest.raises(Unclear, match="breaks off"):
+    solve(elsewhere, one.context)
 
 
 def about(of: Ground, statement: str) -> Draft | None:

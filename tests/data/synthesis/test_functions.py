@@ -1,7 +1,7 @@
 """Functions and the names of other modules: what the parser knows, what imports mean, who names whom."""
 
-import importlib.util
-from pathlib import Path
+import reread
+import reread_code
 
 from qwenlong_jax.data.documents import Document, Source
 from qwenlong_jax.data.synthesis import corpus as corpora
@@ -9,7 +9,6 @@ from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.functions import CALL, functions
 from qwenlong_jax.data.synthesis.modules import imports, is_of, parsed
 
-CHECKER = Path(__file__).resolve().parents[3] / "experiments" / "recompute.py"
 TEXT = '''from .tools import cut as shorten
 from tools import cut
 import paper.press
@@ -91,14 +90,10 @@ def test_a_like_name_of_another_module_or_of_an_argument_is_not_named() -> None:
 
 
 def test_the_checker_reads_the_same_functions_in_real_modules(modules: Corpus) -> None:
-  spec = importlib.util.spec_from_file_location("recompute", CHECKER)
-  assert spec is not None and spec.loader is not None
-  again = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(again)
   missed = total = 0
   for module in modules.documents:
-    (excerpt,) = again.excerpts(f"=== {module.title} ===\n{module.text}\n")
-    read = {(e.name, a, fact.value) for e in again.functions(excerpt) for a, fact in e.facts.items()}
+    (excerpt,) = reread.excerpts(f"=== {module.title} ===\n{module.text}\n")
+    read = {(e.name, a, fact.value) for e in reread_code.functions(excerpt) for a, fact in e.facts.items()}
     stated = {(e.name, a, fact.value) for e in functions(module) for a, fact in e.facts.items()}
     missed, total = missed + len(stated - read), total + len(stated)
   assert total > 300 and missed == 0

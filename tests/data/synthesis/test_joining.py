@@ -7,7 +7,7 @@ from pathlib import Path
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import joining
 from qwenlong_jax.data.synthesis.joining import Written
-from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings
 from qwenlong_jax.types import Example
 
 

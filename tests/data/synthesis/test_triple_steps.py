@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwenlong_jax.data.synthesis import steps
-from qwenlong_jax.data.synthesis.steps import Block, Cluster, Settings
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, cut, write_text
 from qwenlong_jax.data.synthesis.triple_steps import DOCUMENTS, reading
 
 CLUSTER = Cluster("train", "general", 0)
@@ -22,7 +22,7 @@ def surveyed(tmp_path: Path) -> Settings:
   """70 documents, of which numbers 3 and 50 are too long for 100 tokens."""
   found = settings(tmp_path)
   tokens = [[60, 41] if number in (3, 50) else [60, 40] for number in range(70)]
-  steps.write_text(CLUSTER.part(found), json.dumps({"tokens": tokens}))
+  write_text(CLUSTER.part(found), json.dumps({"tokens": tokens}))
   return found
 
 
@@ -45,12 +45,18 @@ def test_no_more_documents_are_read_than_may_be(surveyed: Settings) -> None:
 def test_clusters_give_equal_parts_of_what_a_split_wants(tmp_path: Path) -> None:
   more, none, other = Cluster("train", "code", 0), Cluster("train", "code", 1), Cluster("test", "code", 0)
   most = {CLUSTER: 8, more: 2, none: 0, other: 8}
-  assert list(steps.shares(settings(tmp_path), most)) == [(CLUSTER, 5), (more, 2), (other, 2)]
-  assert list(steps.shares(settings(tmp_path), most, 3)) == [(CLUSTER, 2), (more, 2), (other, 1)]
+
+  def counts(brings: int) -> list[tuple[Cluster, int]]:
+    found = list(steps.planned(settings(tmp_path), most, "multi_hop", "triples", brings))
+    assert {(block.task, block.first, block.maker) for block in found} == {("multi_hop", 0, "triples")}
+    return [(block.cluster, block.count) for block in found]
+
+  assert counts(1) == [(CLUSTER, 5), (more, 2), (other, 2)]
+  assert counts(3) == [(CLUSTER, 2), (more, 2), (other, 1)]
 
 
 def test_blocks_are_cut_to_a_size() -> None:
-  blocks = list(steps.cut(Block(CLUSTER, "multi_hop", 7, 45, "triples")))
+  blocks = list(cut(Block(CLUSTER, "multi_hop", 7, 45, "triples")))
   assert [(block.first, block.count, block.maker) for block in blocks] == [
     (7, 20, "triples"),
     (27, 20, "triples"),
