@@ -20,7 +20,7 @@ from tqdm import tqdm
 from qwenlong_jax import reporting
 from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
-from qwenlong_jax.data.synthesis import joining, steps
+from qwenlong_jax.data.synthesis import inventory, joining, steps
 from qwenlong_jax.data.synthesis.joining import Fate
 from qwenlong_jax.data.synthesis.parts import Block, Settings, write_text
 from qwenlong_jax.models import tokenizer
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
   Raises:
     FileNotFoundError: a folder of documents is not there.
-    ValueError: a setting that cannot be used, or documents that bear no sample.
+    ValueError: a setting that cannot be used, documents that bear no sample, or others than the workdir is of.
     OSError: a model's endpoint that cannot be used, or a budget that is spent.
   """
   settings = settings_of(config, workdir)
@@ -59,6 +59,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   chunks = steps.chunks(settings)
   if not chunks:
     raise ValueError(f"no files in {', '.join(settings.documents)}; config.documents names folders of documents")
+  inventory.check(settings, chunks)
   run_all("reading", steps.read_chunk, settings, chunks)
   steps.gather(settings, (chunk.part(settings) for chunk in chunks))
   counts = json.loads((settings.parts("clusters") / "counts.json").read_text())

@@ -13,7 +13,7 @@ import small
 from ml_collections import ConfigDict
 
 from qwenlong_jax.data import loading
-from qwenlong_jax.data.synthesis import steps
+from qwenlong_jax.data.synthesis import inventory, steps
 from qwenlong_jax.data.synthesis.multiple_choice import stem
 from qwenlong_jax.stages import recipe, setup, synthesize
 from qwenlong_jax.types import TASKS
@@ -134,6 +134,45 @@ def test_two_hundred_kills_change_nothing(documents: Path, tmp_path: Path) -> No
   kills = kill_until_done(config_of(documents, **changes), tmp_path / "killed" / "made", kills=200, longest=0.25)
   assert kills == 200
   assert digest(tmp_path / "killed" / "made") == digest(tmp_path / "whole" / "made")
+
+
+def change(folder: Path, how: str) -> str:
+  """Adds, removes or changes a document; the name of it."""
+  path = folder / "b.md"
+  if how == "is new":
+    path = folder / "aa.md"
+    path.write_text("# New\n\n" + "Words that were not there before. " * 20)
+  elif how == "is gone":
+    path.unlink()
+  else:
+    path.write_text(path.read_text() + "more")
+  return path.name
+
+
+@pytest.mark.parametrize("how", ["is new", "is gone", "has changed"])
+def test_a_workdir_belongs_to_the_files_that_it_was_started_with(tmp_path: Path, how: str) -> None:
+  folder = tmp_path / "documents"
+  folder.mkdir()
+  for name in "abc":
+    (folder / f"{name}.md").write_text(f"# {name}\n\n" + f"The text {name} of some words. " * 20)
+  settings = synthesize.settings_of(config_of(folder), tmp_path / "work")
+  inventory.check(settings, steps.chunks(settings))
+  inventory.check(settings, steps.chunks(settings))
+  name = change(folder, how)
+  with pytest.raises(ValueError, match=f"{name} {how} since .*another --workdir, or remove .*parts and .*data"):
+    synthesize.run(config_of(folder), tmp_path / "work")
+  assert not (tmp_path / "work" / "parts" / "read").exists()
+
+
+def test_a_finished_run_of_a_changed_folder_is_refused(tmp_path: Path) -> None:
+  folder = written(tmp_path / "documents")
+  synthesize.run(config_of(folder), tmp_path / "work")
+  before = digest(tmp_path / "work")
+  synthesize.run(config_of(folder), tmp_path / "work")
+  assert digest(tmp_path / "work") == before
+  (folder / "general" / "zz-copy.md").unlink()
+  with pytest.raises(ValueError, match=r"general/zz-copy\.md is gone"):
+    synthesize.run(config_of(folder), tmp_path / "work")
 
 
 def test_beam_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
