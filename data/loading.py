@@ -68,7 +68,7 @@ def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards:
     shutil.rmtree(drafts)
   manifest = {"format": FORMAT, "tasks": counts, "files": files}
   temporary = folder / f".{MANIFEST}.writing"
-  temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+  temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
   temporary.replace(folder / MANIFEST)
 
 
@@ -190,7 +190,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
       f"{folder} has no {MANIFEST}: not a data set, or its writing was interrupted; write it again"
     )
   try:
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     found = manifest["format"]
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error

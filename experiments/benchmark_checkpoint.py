@@ -111,8 +111,9 @@ def write(folder: Path, config: Qwen3Config) -> None:
     file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
     save_file({name: random_weights(random, shape) for name, shape in tensors}, folder / file, {"format": "pt"})
     index |= {name: file for name, _ in tensors}
-  (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-  (folder / "config.json").write_text(json.dumps(to_hf(config) | {"dtype": "bfloat16"}))
+  listed = json.dumps({"metadata": {}, "weight_map": index})
+  (folder / "model.safetensors.index.json").write_text(listed, encoding="utf-8")
+  (folder / "config.json").write_text(json.dumps(to_hf(config) | {"dtype": "bfloat16"}), encoding="utf-8")
 
 
 def random_weights(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -157,7 +158,7 @@ def measured() -> Iterator[Cost]:
 
 def anonymous() -> int:
   """Bytes of this process that no file backs."""
-  status = Path("/proc/self/status").read_text()
+  status = Path("/proc/self/status").read_text(encoding="utf-8")
   return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 

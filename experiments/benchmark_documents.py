@@ -41,12 +41,12 @@ def copy(corpus: Path, out: Path, by: int) -> None:
     if path.suffix in SUFFIXES:
       target = out / str(by) / path.relative_to(corpus)
       target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_text(path.read_text(encoding="utf-8", errors="replace").translate(moved))
+      target.write_text(path.read_text(encoding="utf-8", errors="replace").translate(moved), encoding="utf-8")
 
 
 def memory(field: str) -> float:
   """Megabytes: RssAnon (anonymous now), VmHWM (all, at its peak), VmRSS."""
-  found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+  found = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
   return int(found[1]) / 1000 if found else float("nan")
 
 

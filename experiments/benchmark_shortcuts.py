@@ -235,7 +235,7 @@ def main() -> None:
   print(table(rows))
   above = [row for row in rows if row["above"] and row["kind"] != "all"]
   print(f"{len(above)} of {len([row for row in rows if row['kind'] != 'all'])} are above chance")
-  (data / "shortcuts.json").write_text(json.dumps(rows, indent=2) + "\n")
+  (data / "shortcuts.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

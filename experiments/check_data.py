@@ -49,7 +49,7 @@ def records(folder: Path) -> Iterator[tuple[str, Record]]:
   if not manifests:
     raise FileNotFoundError(f"no */manifest.json below {folder}; --data is the folder of train, validation and test")
   for path in manifests:
-    for name, said in json.loads(path.read_text())["files"].items():
+    for name, said in json.loads(path.read_text(encoding="utf-8"))["files"].items():
       file = path.parent / name
       reader = ArrayRecordReader(str(file))
       count = reader.num_records()

@@ -253,7 +253,7 @@ def main(argv: list[str]) -> None:
       (folder / path).write_bytes(raw)
       count, size = count + 1, size + len(raw)
     listed += f"| {domain}/ | {source} | {licence} | {count:,} | {size:,} |\n"
-  (out / "SOURCES.md").write_text(listed)
+  (out / "SOURCES.md").write_text(listed, encoding="utf-8")
   print(listed)
 
 

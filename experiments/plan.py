@@ -51,7 +51,7 @@ def main(_: list[str]) -> int:
   name = run.default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])).name
   out = Path(OUT.value or f"plans/{name}-{TOPOLOGY.value.replace(':', '-')}")
   out.mkdir(parents=True, exist_ok=True)
-  (out / "plan.json").write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n")
+  (out / "plan.json").write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
   draw(found, out / "plan.png")
   print(table(found))
   print(f"\n{out / 'plan.json'}, {out / 'plan.png'}")

@@ -118,10 +118,10 @@ def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
     print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
     return 130
   except (ValueError, OSError, FloatingPointError) as error:
-    log.write_text(traceback.format_exc())
+    log.write_text(traceback.format_exc(), encoding="utf-8")
     return _fail(f"{error} (traceback in {log})")
   except Exception:
-    log.write_text(traceback.format_exc())
+    log.write_text(traceback.format_exc(), encoding="utf-8")
     raise
   return 0
 
@@ -187,8 +187,8 @@ def settle_together(workdir: Path, resolved: dict[str, Any]) -> tuple[int, bool]
       )
   resumes = hosts.first(lambda: settle(workdir, resolved))
   mark = workdir / ".shared"
-  hosts.first(lambda: mark.write_text(f"{os.getpid()} {time.time_ns()}"))
-  seen = hosts.exchange(mark.read_text() if mark.exists() else "")
+  hosts.first(lambda: mark.write_text(f"{os.getpid()} {time.time_ns()}", encoding="utf-8"))
+  seen = hosts.exchange(mark.read_text(encoding="utf-8") if mark.exists() else "")
   hosts.first(mark.unlink)
   if len(set(seen)) > 1:
     lost = next(number for number, text in enumerate(seen) if text != seen[0])
@@ -256,14 +256,14 @@ def settle(workdir: Path, resolved: dict[str, Any]) -> bool:
       )
     return True
   partial = workdir / f"config.json.{os.getpid()}"
-  partial.write_text(json.dumps(resolved, indent=2) + "\n")
+  partial.write_text(json.dumps(resolved, indent=2) + "\n", encoding="utf-8")
   partial.replace(path)
   return False
 
 
 def _differences(path: Path, resolved: dict[str, Any]) -> str:
   try:
-    there = flatten(json.loads(path.read_text()))
+    there = flatten(json.loads(path.read_text(encoding="utf-8")))
   except (json.JSONDecodeError, AttributeError) as error:
     raise ValueError(f"{path} is not a saved config ({error}); remove it or use another --workdir") from error
   return _differ(there, flatten(resolved), "there", "now")

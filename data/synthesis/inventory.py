@@ -19,9 +19,9 @@ def check(settings: Settings, chunks: Sequence[Chunk]) -> None:
     known = file.stat()
     now[f"{before}{file.relative_to(root if root.is_dir() else root.parent)}"] = [known.st_size, known.st_mtime_ns]
   if not path.exists():
-    write_text(path, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in now.items()))
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in now.items()))
     return
-  then = dict(json.loads(line) for line in path.read_text().split("\n")[:-1])
+  then = dict(json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
   for name in sorted(then.keys() | now.keys()):
     if then.get(name) != now.get(name):
       what = "is new" if name not in then else "is gone" if name not in now else "has changed"

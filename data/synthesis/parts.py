@@ -107,7 +107,7 @@ def as_line(number: int, example: Example | None, dropped: list[str]) -> dict[st
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-  with path.open() as lines:
+  with path.open(encoding="utf-8") as lines:
     for line in lines:
       try:
         yield json.loads(line)
@@ -120,7 +120,7 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-  publish(path, lambda partial: partial.write_text(text))
+  publish(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def publish(path: Path, write: Callable[[Path], Any]) -> None:

@@ -87,7 +87,7 @@ def gather(settings: Settings, parts: Iterable[Path]) -> None:
   for path in folder.glob("*.jsonl"):
     path.unlink()
   for part in parts:
-    read_part = json.loads(part.read_text())
+    read_part = json.loads(part.read_text(encoding="utf-8"))
     refused += read_part["refused"]
     with np.load(part.with_suffix(".npz")) as arrays:
       for n, (fields, digest) in enumerate(zip(read_part["documents"], read_part["digests"])):
@@ -99,7 +99,7 @@ def gather(settings: Settings, parts: Iterable[Path]) -> None:
         key = split_of(fields["id"], settings.shares), fields["domain"]
         sizes[key] = sizes.get(key, 0) + 1
         cluster = Cluster(*key, (sizes[key] - 1) // settings.cluster)
-        with (folder / f"{cluster.name}.jsonl").open("a") as file:
+        with (folder / f"{cluster.name}.jsonl").open("a", encoding="utf-8") as file:
           file.write(json.dumps(fields, ensure_ascii=False) + "\n")
         counts["documents"] += 1
         counts["characters"] += len(fields["text"])
@@ -130,7 +130,7 @@ def clusters(settings: Settings) -> list[Cluster]:
 
 
 def documents(settings: Settings, cluster: Cluster) -> Iterator[Document]:
-  with (settings.parts("clusters") / f"{cluster.name}.jsonl").open() as lines:
+  with (settings.parts("clusters") / f"{cluster.name}.jsonl").open(encoding="utf-8") as lines:
     for line in lines:
       fields = json.loads(line)
       yield Document(**fields | {"source": Source(**fields["source"])})
@@ -172,7 +172,7 @@ def blocks(settings: Settings, wanted: Mapping[tuple[str, str], int], before: Se
   bear the task, a fifth more than wanted, since some are given up and some ask the same. Numbers go on after `before`.
   """
   every = clusters(settings)
-  able = {cluster: json.loads(cluster.part(settings).read_text())["tasks"] for cluster in every}
+  able = {cluster: json.loads(cluster.part(settings).read_text(encoding="utf-8"))["tasks"] for cluster in every}
   written: Counter[tuple[Cluster, str]] = Counter()
   for block in before:
     written[block.cluster, block.task] += 0 if block.maker else block.count
@@ -213,7 +213,7 @@ def write_samples(
 
 @lru_cache(maxsize=2)
 def load(settings: Settings, cluster: Cluster) -> Corpus:
-  counted = iter(json.loads(cluster.part(settings).read_text())["tokens"])
+  counted = iter(json.loads(cluster.part(settings).read_text(encoding="utf-8"))["tokens"])
   return corpora.make(*_called(cluster), list(documents(settings, cluster)), lambda texts: next(counted))
 
 

@@ -58,7 +58,7 @@ class Reading:
 
 def reading(settings: Settings, cluster: Cluster, longest: int, most: int) -> Reading:
   """At most `most` documents of at most `longest` tokens: runs of neighbours, drawn by chance."""
-  tokens = json.loads(cluster.part(settings).read_text())["tokens"]
+  tokens = json.loads(cluster.part(settings).read_text(encoding="utf-8"))["tokens"]
   short = [number for number, of_one in enumerate(tokens) if sum(of_one) <= longest]
   runs = [short[first : first + DOCUMENTS] for first in range(0, len(short), DOCUMENTS)]
   portions, left = [], most
@@ -80,7 +80,7 @@ def keep_extracted(settings: Settings, portion: Portion, found: Extracted) -> No
 
 
 def extracted(settings: Settings, of: Reading) -> list[Triple]:
-  parts = (json.loads(portion.part(settings).read_text()) for portion in of.portions)
+  parts = (json.loads(portion.part(settings).read_text(encoding="utf-8")) for portion in of.portions)
   return [Triple(**one) for part in parts for one in part["triples"]]
 
 
@@ -101,13 +101,13 @@ def keep_merged(settings: Settings, of: Reading, groups: Sequence[Sequence[str]]
 
 
 def edges(settings: Settings, cluster: Cluster) -> int:
-  return int(json.loads(Reading(cluster, ()).part(settings).read_text())["edges"])
+  return int(json.loads(Reading(cluster, ()).part(settings).read_text(encoding="utf-8"))["edges"])
 
 
 @lru_cache(maxsize=2)
 def ground(settings: Settings, cluster: Cluster) -> Ground:
   corpus = steps.load(settings, cluster)
-  told = json.loads(Reading(cluster, ()).part(settings).read_text())
+  told = json.loads(Reading(cluster, ()).part(settings).read_text(encoding="utf-8"))
   triples = [Triple(**one) for one in told["triples"]]
   return Ground(corpus, merge(triples, [corpus.documents[number] for number in told["documents"]], told["groups"]))
 

@@ -347,6 +347,7 @@ def _write(
       os.fsync(out.fileno())
     total += end
   if len(files) > 1:
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n")
+    listed = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (folder / INDEX).write_text(listed + "\n", encoding="utf-8")
   raw = to_hf(config) | {"dtype": DTYPES[code].name, "torch_dtype": DTYPES[code].name}
-  (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+  (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

@@ -162,7 +162,7 @@ def train(texts: Iterable[str], folder: str | Path, vocab_size: int) -> Tokenize
     "clean_up_tokenization_spaces": False,
     "chat_template": CHAT_TEMPLATE,
   }
-  (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+  (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
   return load(folder)
 
 

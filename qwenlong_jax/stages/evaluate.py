@@ -93,5 +93,5 @@ def write(path: Path, text: str) -> None:
   """All of the file or nothing."""
   path.parent.mkdir(exist_ok=True)
   temporary = path.with_name(path.name + ".partial")
-  temporary.write_text(text)
+  temporary.write_text(text, encoding="utf-8")
   temporary.replace(path)

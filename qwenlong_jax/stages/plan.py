@@ -189,7 +189,7 @@ def compiled_apart(config: ConfigDict, topology: str, data: int, ring: int, load
     if need is None:
       return Program(name, True, {}, 0, 0, 0, 0, time.time() - begun)
     (path,) = Path(folder).glob("*.after_optimizations.txt")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
   # While it samples or moves weights, the learner's state stays where it is.
   held = 0 if name == "learn" else resident - (parameters if name == "relayout" else 0)
   kinds["temporary and batch"] = need.total + held - sum(kinds.values())

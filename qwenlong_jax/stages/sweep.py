@@ -49,7 +49,7 @@ def compare(config: ConfigDict, workdir: Path, runs: dict[str, list[Path]]) -> N
   results = [result(recipe.WARMSTART, workdir / f"{recipe.WARMSTART}-{seed}") for seed in config.seeds]
   results += [result(name, folder) for name, folders in runs.items() for folder in folders]
   print(table(results, baseline=recipe.WARMSTART))
-  (workdir / "table.md").write_text(table(results, markdown=True, baseline=recipe.WARMSTART) + "\n")
+  (workdir / "table.md").write_text(table(results, markdown=True, baseline=recipe.WARMSTART) + "\n", encoding="utf-8")
   print(f"curves: {compare_page(runs, workdir / 'report.html', title=config.title)}")
 
 
@@ -71,7 +71,7 @@ def settled(config: ConfigDict, folder: Path) -> ConfigDict:
 
   def write() -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
   hosts.first(write)
   return config

@@ -80,7 +80,7 @@ def _evolving(settings: Settings, config: ConfigDict, models: Models) -> Iterato
 
 
 def _groups(settings: Settings, config: ConfigDict, models: Models, cluster: Cluster) -> list[list[int]]:
-  tokens, size = json.loads(cluster.part(settings).read_text())["tokens"], config.evolve.documents
+  tokens, size = json.loads(cluster.part(settings).read_text(encoding="utf-8"))["tokens"], config.evolve.documents
   return evolved.groups(tokens, size, models.longest(config.evolve.longest, size), config.evolve.groups, settings.seed)
 
 
@@ -107,7 +107,8 @@ def _evolve(settings: Settings, config: ConfigDict, models: Models, blocks: Sequ
 
 def _tables(settings: Settings, config: ConfigDict) -> Iterator[Block]:
   """Blocks of templates' samples whose contexts are asked about; their own questions count as well."""
-  surveys = {cluster: json.loads(cluster.part(settings).read_text()) for cluster in steps.clusters(settings)}
+  every = steps.clusters(settings)
+  surveys = {cluster: json.loads(cluster.part(settings).read_text(encoding="utf-8")) for cluster in every}
   contexts = config.tables.contexts if config.tables.questions else 0
   most = {cluster: contexts for cluster, found in surveys.items() if _TABLES in found["tasks"]}
   return steps.planned(settings, most, _TABLES, brings=1 + config.tables.questions)

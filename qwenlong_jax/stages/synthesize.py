@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   inventory.check(settings, chunks)
   run_all("reading", steps.read_chunk, settings, chunks)
   steps.gather(settings, (chunk.part(settings) for chunk in chunks))
-  counts = json.loads((settings.parts("clusters") / "counts.json").read_text())
+  counts = json.loads((settings.parts("clusters") / "counts.json").read_text(encoding="utf-8"))
   if not counts["documents"]:
     raise ValueError(f"none of the files in {', '.join(settings.documents)} is a document: {_refused(settings)}")
   megabytes = counts["bytes"] / 1e6
@@ -193,7 +193,7 @@ def join(settings: Settings, decided: Mapping[str, Sequence[Fate]]) -> dict[str,
     folder = Path(settings.folder) / "data" / split
     if not (folder / loading.MANIFEST).exists():
       loading.write_shards(folder, _counted(settings, mine, folder / "counts.json"))
-    summary[split] = json.loads((folder / "counts.json").read_text())
+    summary[split] = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
   return summary
 
 
@@ -234,6 +234,6 @@ def _why_fewer(counts: Mapping[str, int], task: str) -> str:
 
 
 def _refused(settings: Settings) -> str:
-  lines = (settings.parts("clusters") / "refused.jsonl").read_text().split("\n")[:-1]
+  lines = (settings.parts("clusters") / "refused.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
   reasons = Counter(json.loads(line)["reason"] for line in lines)
   return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"

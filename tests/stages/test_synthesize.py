@@ -4,6 +4,9 @@ import hashlib
 import importlib.util
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -173,6 +176,24 @@ def test_a_finished_run_of_a_changed_folder_is_refused(tmp_path: Path) -> None:
   (folder / "general" / "zz-copy.md").unlink()
   with pytest.raises(ValueError, match=r"general/zz-copy\.md is gone"):
     synthesize.run(config_of(folder), tmp_path / "work")
+
+
+_TINY = """
+import sys
+from pathlib import Path
+from test_synthesize import config_of
+from qwenlong_jax.stages import synthesize
+synthesize.run(config_of(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_in_a_locale_of_ascii_it_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
+  environment = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+  environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+  command = [sys.executable, "-c", _TINY, str(documents), str(tmp_path / "made")]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert digest(tmp_path / "made") == digest(made)
 
 
 def test_beam_writes_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
