@@ -28,6 +28,12 @@ class Excerpt:
   def end(self) -> int:
     return self.start + len(self.body)
 
+  @property
+  def head(self) -> Place:
+    """Where the title stands."""
+    end = self.start - len(" ===\n")
+    return end - len(self.title), end
+
 
 @dataclass(frozen=True)
 class Fact:

@@ -38,12 +38,12 @@ def with_options(asked: Asked, order: np.ndarray) -> Asked | None:
   chosen = [wrong[n] for n in np.argsort(order[: len(wrong)], kind="stable")[: len(LETTERS) - 1]]
   options = [[asked.answer, *chosen][n] for n in np.argsort(order[-len(LETTERS) :], kind="stable")]
   lines = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options))
-  return Asked(
+  return dataclasses.replace(
+    asked,
     question=f"{asked.question}\n{lines}",
     answer=LETTERS[options.index(asked.answer)],
     candidates=tuple(options),
     program=asked.program | {"options": options},
-    reasoning=asked.reasoning,
   )
 
 

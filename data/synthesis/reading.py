@@ -4,6 +4,7 @@ The words that are asked for stand each in several documents of the context, tog
 passage answers.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -114,17 +115,36 @@ def _asked(
     question = (
       f"{both_words} With which {_OPENING} words does that excerpt begin, its title not counted and all marks left out?"
     )
-    return Asked(question, openings[both[0]], tuple(openings), program, f"The excerpt is {names[both[0]]}.")
+    said, evidence = f"The excerpt is {names[both[0]]}.", _opening(context, both[0])
+    return Asked(question, openings[both[0]], tuple(openings), program, said, evidence)
   if kind == "count":
     count = sum(holds[0]) - 1
     question = f'How many of the excerpts above contain the word "{one}" but not the word "{other}"?'
-    return Asked(question, str(count), tuple(map(str, COUNTS)), program)
+    counted = tuple(_first(context, n, one) for n in range(len(pages)) if holds[0][n] and n != both[0])
+    return Asked(question, str(count), tuple(map(str, COUNTS)), program, evidence=counted)
   following = both[0] + 1
   if following == len(pages):
     return None
   question = f"{both_words} What is the title of the excerpt that follows it?"
+  said, evidence = f"The excerpt is {names[both[0]]}.", (context.title(following),)
   # The first follows none.
-  return Asked(question, names[following], tuple(names[1:]), program, f"The excerpt is {names[both[0]]}.")
+  return Asked(question, names[following], tuple(names[1:]), program, said, evidence)
+
+
+def _first(context: Context, page: int, word: str) -> tuple[int, int]:
+  """Where a page that holds a word does so first."""
+  start, end = context.body(page)
+  match = _holds(context.text[start:end], word)
+  assert match is not None
+  return start + match.start(), start + match.end()
+
+
+def _opening(context: Context, page: int) -> tuple[tuple[int, int], ...]:
+  """Where the opening words of a page stand: in one, or each alone where not all are of one piece."""
+  words = re.compile(r"\w+").finditer(context.text, *context.body(page))
+  places = [match.span() for match in itertools.islice(words, _OPENING)]
+  whole = places[0][0], places[-1][1]
+  return (whole,) if context.origin(*whole) else tuple(places)
 
 
 def opening(page: str) -> str:

@@ -325,6 +325,17 @@ def test_words_that_are_parts_of_names_are_unclear():
     solve(program, context)
 
 
+def test_the_evidence_of_words_is_all_that_the_answer_rests_on():
+  context = "=== A ===\nalpha beta\n\n=== B ===\n[...]\n\n## So: alpha\n\n=== C ===\nalpha Alpha\n"
+  needs = lambda kind: [  # noqa: E731
+    [context[slice(*place)] for place in places]
+    for places in solve({"kind": kind, "words": ["alpha", "beta"]}, context).needs
+  ]
+  assert needs("count") == [["alpha"], ["beta"], ["alpha"], ["alpha", "Alpha"]]
+  assert needs("both") == [["alpha"], ["beta"], ["B"]]
+  assert needs("opening") == [["alpha"], ["beta"], ["alpha"], ["beta"]]
+
+
 def test_a_tie_has_no_one_answer():
   context = "=== A ===\nX: 3\n\n=== B ===\nX: 3\n\n=== C ===\nX: 1\n"
   sql = {"kind": "sql", "noun": "document", "columns": {"x": "X"}, "rows": 3, "decimals": -1, "unit": ""}

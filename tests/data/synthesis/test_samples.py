@@ -149,6 +149,31 @@ def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureR
       assert re.findall(r"\w+", list(found.values())[both[0]])[:6] == example.answer.split()
 
 
+@pytest.mark.parametrize("domain", ["countries", "modules"])
+def test_the_evidence_of_readings_is_all_that_their_answers_rest_on(
+  domain: str, request: pytest.FixtureRequest
+) -> None:
+  kinds = set()
+  for example in samples(request.getfixturevalue(domain), "reading_comprehension", 18):
+    one, other = example.provenance["program"]["words"]
+    titles = [match.start() for match in re.finditer(r"(?m)^=== .+ ===$", example.context)]
+    by_page: dict[int, list[str]] = {}
+    for span in example.evidence:
+      page = sum(start <= span.start for start in titles)
+      by_page.setdefault(page, []).append(example.context[span.start : span.end])
+    said = {page: " ".join(texts).lower().split() for page, texts in by_page.items()}
+    both = [page for page, words in said.items() if one in words and other in words]
+    assert len(both) == 1
+    kinds.add(kind := example.provenance["kind"])
+    if kind == "count":
+      assert [words for page, words in said.items() if page != both[0]] == [[one]] * int(example.answer)
+    elif kind == "both":
+      assert by_page[both[0] + 1] == [f"=== {example.answer} ==="]
+    else:
+      assert example.answer in " ".join(re.findall(r"\w+", " ".join(by_page[both[0]])))
+  assert kinds == {"opening", "count", "both"}
+
+
 def test_the_figure_in_force_is_what_the_conversation_agreed(plays: Corpus, countries: Corpus) -> None:
   checked = 0
   for corpus in (plays, countries):
