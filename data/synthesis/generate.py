@@ -75,7 +75,7 @@ def make(
     case "multi_hop":
       return knowledge_graph.draft(rng, corpus, kind, number)
     case "reading_comprehension":
-      return reading.draft(rng, corpus, kind)
+      return reading.draft(rng, corpus, kind, number)
     case "dialogue_memory":
       return dialogue.draft(rng, corpus, kind)
     case "corpus_numeric":

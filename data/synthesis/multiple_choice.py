@@ -16,7 +16,7 @@ def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int, numb
   if kind == "ranking":
     found = corpus_tables.draft(rng, corpus, kind, target)
   elif kind == "both":
-    found = reading.draft(rng, corpus, kind)
+    found = reading.draft(rng, corpus, kind, number)
   else:
     found = knowledge_graph.draft(rng, corpus, kind, number)
   if found is None:

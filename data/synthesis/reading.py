@@ -20,9 +20,14 @@ _DRAWS = 60
 _OPENING = 6  # words
 
 
-def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
+def draft(rng: np.random.Generator, corpus: Corpus, kind: str, number: int) -> Draft | None:
+  """What a count comes to hangs on the sample's `number`, and its draft always has as many decoys: neither another draw
+  nor the room in the context shall make one answer more frequent than another."""
   words = _words(corpus)
-  counts = [COUNTS[int(rng.random() * len(COUNTS))], 2] if kind == "count" else [3, 3]
+  counts = [3, 3]
+  if kind == "count":
+    turn = number // len(KINDS) % len(COUNTS)
+    counts = [COUNTS[turn], COUNTS[-1 - turn]]
   for _ in range(_DRAWS if len(words) > 1 else 0):
     pair = pick(rng, words), pick(rng, words)
     first, second = (set(corpus.words[word]) for word in pair)
@@ -30,9 +35,9 @@ def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
     if pair[0] == pair[1] or not both or any(len(alone[n]) < counts[n] for n in range(2)):
       continue
     document = pick(rng, sorted(both))
-    at = [_find(corpus, document, word) for word in pair]
-    decoys = {d: word for n, word in enumerate(pair) for d in _some(rng, sorted(alone[n]), counts[n])}
-    if None not in at and at[0] != at[1]:
+    at = [_find(corpus, document, word, pair) for word in pair]
+    decoys = [_decoys(rng, corpus, sorted(alone[n]), word, pair, counts[n]) for n, word in enumerate(pair)]
+    if None not in at and at[0] != at[1] and [len(found) for found in decoys] == counts:
       return _draft(rng, corpus, kind, document, pair, at, decoys)
   return None
 
@@ -43,10 +48,22 @@ def _words(corpus: Corpus) -> list[str]:
   return [word for word, where in corpus.words.items() if COUNTS[0] < len(where) <= most and len(word) > 6]
 
 
-def _find(corpus: Corpus, document: int, word: str) -> int | None:
-  """The first section of a document that holds the word."""
+def _find(corpus: Corpus, document: int, word: str, words: tuple[str, str]) -> int | None:
+  """The first section of a document that holds the word, if no reader doubts which of both it holds."""
   text = corpus.documents[document].text
-  return next((n for n, s in enumerate(corpus.sections[document]) if _holds(text[s.start : s.end], word)), None)
+  for number, section in enumerate(corpus.sections[document]):
+    shown = text[section.start : section.end]
+    if _holds(shown, word):
+      return None if any(_perhaps(shown, either) for either in words) else number
+  return None
+
+
+def _decoys(
+  rng: np.random.Generator, corpus: Corpus, documents: list[int], word: str, words: tuple[str, str], count: int
+) -> list[Place]:
+  """Where some of the documents hold the word, at most `count`."""
+  found = ((d, _find(corpus, d, word, words)) for d in _some(rng, documents, len(documents)))
+  return list(itertools.islice((Place(d, place) for d, place in found if place is not None), count))
 
 
 def _holds(text: str, word: str) -> re.Match[str] | None:
@@ -70,10 +87,11 @@ def _draft(
   document: int,
   words: tuple[str, str],
   at: Sequence[int | None],
-  decoys: dict[int, str],
+  decoys: Sequence[Sequence[Place]],
 ) -> Draft:
-  """`decoys` are to hold one of the words each; no page beside them and the one with both holds any."""
-  evidence = []
+  """`decoys` are to hold the first word or the second; no page beside them and the one with both holds any."""
+  evidence, wanted = [], [len(places) for places in decoys]
+  only = {place.document: word for word, places in zip(words, decoys) for place in places}
   for word, number in zip(words, at):
     section = corpus.sections[document][number or 0]
     match = _holds(corpus.documents[document].text[section.start : section.end], word)
@@ -83,19 +101,18 @@ def _draft(
   def accept(other: int, found: list[int]) -> bool:
     text = "\n".join(corpus.text(Place(other, section)) for section in found)
     holds = [bool(_holds(text, word)) for word in words]
-    return holds == [decoys.get(other) == word for word in words] and not any(_perhaps(text, word) for word in words)
+    return holds == [only.get(other) == word for word in words] and not any(_perhaps(text, word) for word in words)
 
   def ask(context: Context) -> Asked | None:
     pages = [context.page_text(n) for n in range(len(context.pages))]
     holds = [[bool(_holds(page, word)) for page in pages] for word in words]
-    wanted = [sum(word == other for other in decoys.values()) for word in words]
     if any(_perhaps(page, word) for page in pages for word in words):
       return None
     return _asked(context, kind, words, pages, holds) if [sum(h) - 1 for h in holds] == wanted else None
 
-  order = _some(rng, sorted(decoys), len(decoys))
-  places = [Place(d, place) for d in order if (place := _find(corpus, d, decoys[d])) is not None]
-  return Draft(kind=kind, evidence=evidence, ask=ask, query=" ".join(words), decoys=places, accept=accept)
+  every = [*decoys[0], *decoys[1]]
+  order = [every[n] for n in rng.permutation(len(every))]
+  return Draft(kind=kind, evidence=evidence, ask=ask, query=" ".join(words), decoys=order, accept=accept)
 
 
 def _asked(

@@ -174,6 +174,16 @@ def test_the_evidence_of_readings_is_all_that_their_answers_rest_on(
   assert kinds == {"opening", "count", "both"}
 
 
+def test_each_count_is_asked_for_equally_often_and_kept_when_a_draft_fails(modules: Corpus) -> None:
+  counts = []
+  for example in samples(modules, "reading_comprehension", 240):
+    if example.provenance["kind"] == "count":
+      counts.append(int(example.answer))
+      assert counts[-1] == 2 + example.provenance["seed"][1] // 3 % 5
+  assert len(counts) > 40
+  assert min(counts.count(count) for count in range(2, 7)) > 0.13 * len(counts)
+
+
 def test_the_figure_in_force_is_what_the_conversation_agreed(plays: Corpus, countries: Corpus) -> None:
   checked = 0
   for corpus in (plays, countries):
