@@ -16,6 +16,8 @@ _BESIDE = (r"[^\W\d_]", r"\w")
 
 
 def _words(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  if titled := [e.title for e in found if any(word in e.title.lower() for word in program["words"])]:
+    raise Unclear(f"a word stands in the title {titled[0]!r}, which may be counted to its excerpt or not")
   loose = _held(program, found, context, _BESIDE[0])
   try:
     same = _held(program, found, context, _BESIDE[1]).value == loose.value

@@ -50,12 +50,19 @@ def _words(corpus: Corpus) -> list[str]:
 
 def _find(corpus: Corpus, document: int, word: str, words: tuple[str, str]) -> int | None:
   """The first section of a document that holds the word, if no reader doubts which of both it holds."""
+  if _titled(corpus, document, words):
+    return None
   text = corpus.documents[document].text
   for number, section in enumerate(corpus.sections[document]):
     shown = text[section.start : section.end]
     if _holds(shown, word):
       return None if any(_perhaps(shown, either) for either in words) else number
   return None
+
+
+def _titled(corpus: Corpus, document: int, words: tuple[str, str]) -> bool:
+  """Whether a word stands in the title, which some readers count to the excerpt and others do not."""
+  return any(word in corpus.names[document].lower() for word in words)
 
 
 def _decoys(
@@ -99,6 +106,8 @@ def _draft(
     evidence.append((document, section.start + match.start(), section.start + match.end()))
 
   def accept(other: int, found: list[int]) -> bool:
+    if _titled(corpus, other, words):
+      return False
     text = "\n".join(corpus.text(Place(other, section)) for section in found)
     holds = [bool(_holds(text, word)) for word in words]
     return holds == [only.get(other) == word for word in words] and not any(_perhaps(text, word) for word in words)

@@ -323,6 +323,8 @@ def test_words_that_are_parts_of_names_are_unclear():
   assert solve(program, context.replace("_1", "")).value.number == 2
   with pytest.raises(Unclear, match="parts of names"):
     solve(program, context)
+  with pytest.raises(Unclear, match="in the title 'Alphabet'"):
+    solve(program, context.replace("_1", "").replace("=== B", "=== Alphabet"))
 
 
 def test_the_evidence_of_words_is_all_that_the_answer_rests_on():
