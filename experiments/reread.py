@@ -155,8 +155,8 @@ def quantity(text: str) -> Quantity | None:
 
 
 def year(value: str) -> int | None:
-  if quantity(value) is not None or len(value) > 80:
-    return None
+  if len(value) > 80 or (quantity(value) is not None and not re.fullmatch(r"1\d{3}|20\d\d", value)):
+    return None  # a bare year is both
   outside = re.sub(r"\([^()]*\)", "", value)
   found = {int(y) for y in re.findall(r"(?<!\w)(?:1\d|20)\d\d(?!\w)", outside)}
   return found.pop() if len(found) == 1 else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.ranking import BM25
-from qwenlong_jax.data.synthesis import functions, tables
+from qwenlong_jax.data.synthesis import functions, quantities, tables
 from qwenlong_jax.data.synthesis.modules import is_of
 from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities, sections
 
@@ -151,6 +151,7 @@ def make(
   split: str, domain: str, name: str, documents: Sequence[Document], count: Callable[[list[str]], list[int]]
 ) -> Corpus:
   """`count` gives the lengths of texts in tokens."""
+  found = tuple((n, entity) for n, document in enumerate(documents) for entity in _all(document))
   cut = tuple(tuple(tables.headed(document, sections(document))) for document in documents)
   return Corpus(
     split=split,
@@ -162,7 +163,7 @@ def make(
     tokens=tuple(
       tuple(count([document.text[s.start : s.end] for s in found])) for document, found in zip(documents, cut)
     ),
-    entities=tuple((n, entity) for n, document in enumerate(documents) for entity in _all(document)),
+    entities=found if domain == "code" else quantities.dated(found),
   )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import check_data
 import pytest
 from recompute import agree, solve
-from reread import Quantity, Unclear, document, excerpts, quantity, rows
+from reread import Quantity, Unclear, document, excerpts, quantity, rows, year
 from reread_code import classes, functions
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
@@ -224,6 +224,11 @@ def test_quantities_are_read_with_scale_and_unit(value, number, unit):
 @pytest.mark.parametrize("value", ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "15 00 N, 19 00 E"])
 def test_other_values_are_no_quantities(value):
   assert quantity(value) is None
+
+
+@pytest.mark.parametrize(("value", "when"), [("1850", 1850), ("May 1850 (or 1851)", 1850), ("1850 km", None)])
+def test_a_bare_year_is_a_year_and_a_quantity_is_none(value, when):
+  assert year(value) == when
 
 
 def test_a_fact_stated_twice_is_none_and_belongs_to_its_heading():
