@@ -141,7 +141,8 @@ def quantity(text: str) -> Quantity | None:
   if digits is None:
     return None
   rest = re.split(r"[(;]|,(?=\s|$)", text[digits.end() :])[0]
-  if rest and rest[0] not in " %":
+  cut = text[digits.end() + len(rest) :].startswith("(") and not rest.endswith(" ")
+  if cut or (rest and rest[0] not in " %"):
     return None
   number = float(digits[4].replace(",", "") + (digits[5] or ""))
   words = rest.split()

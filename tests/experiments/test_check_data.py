@@ -221,7 +221,10 @@ def test_quantities_are_read_with_scale_and_unit(value, number, unit):
   assert (found.number, found.unit) == (pytest.approx(number), unit)
 
 
-@pytest.mark.parametrize("value", ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "15 00 N, 19 00 E"])
+@pytest.mark.parametrize(
+  "value",
+  ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "0.9 male(s)/female", "65(x)", "15 00 N, 19 00 E"],
+)
 def test_other_values_are_no_quantities(value):
   assert quantity(value) is None
 

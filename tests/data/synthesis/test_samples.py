@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwenlong_jax.data import verification
-from qwenlong_jax.data.synthesis import dialogue, generate
+from qwenlong_jax.data.synthesis import dialogue, generate, table_templates
 from qwenlong_jax.data.synthesis.context import compose
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import KINDS, Order
@@ -127,6 +127,14 @@ def test_tables_have_exactly_the_rows_that_the_context_states(countries: Corpus)
       given = float(re.sub(r"[^\d.-]", "", example.answer.split(" ")[0]))
       assert given == pytest.approx(by_hand[program["sql"]], abs=0.51 * 10.0 ** -program["decimals"])
   assert checked > 4
+
+
+def test_tables_are_asked_about_in_english() -> None:
+  columns = {"x": "limit", "y": "Area"}
+  assert table_templates.opening("class", columns) == 'Consider all classes above that state "limit" and "Area"'
+  assert table_templates.opening("table row", columns).startswith("Consider all table rows above")
+  assert table_templates.rounding("%", 1).endswith("rounded to 1 decimal.")
+  assert table_templates.rounding("km", 2).endswith("rounded to 2 decimals.")
 
 
 @pytest.mark.parametrize("domain", ["countries", "modules"])
