@@ -169,8 +169,8 @@ def plain(value: str) -> str:
 
 
 def named_first(value: str) -> str:
-  first = re.split(r"[;,(]", value)[0].strip()
-  return re.sub(r"\s+\d[\d.,]*\s*(?:%|[a-z]{1,3})?$", "", first).casefold()
+  first = re.split(r"[;(]|,(?!\d)", value)[0].strip()
+  return re.sub(r"\s+\d[\d.,]*\s*(?:%|km)$", "", first).casefold()
 
 
 # --- tables

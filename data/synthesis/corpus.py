@@ -20,7 +20,7 @@ from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities,
 
 REFERRING = 0.5  # of a column's values, or of the names in the other: a part of either may be in another split
 _WORD = re.compile(r"[^\W\d_]{5,}")
-_QUANTITY = re.compile(r"\s+[\d.,]+(?: ?%| km)?$")
+_QUANTITY = re.compile(r"\s+\d[\d.,]*\s*(?:%|km)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ def linked(corpus: Corpus, entity: Entity, attribute: str) -> int | None:
   value = entity.facts[attribute].value
   if entity.noun in ("class", functions.NOUN):
     return _imported(corpus, entity.facts[attribute]) if attribute in ("base class", functions.CALL) else None
-  first = _QUANTITY.sub("", re.split(r"[;,(]", value)[0].strip()).casefold()
+  first = _QUANTITY.sub("", re.split(r"[;(]|,(?!\d)", value)[0].strip()).casefold()
   if entity.noun != tables.NOUN:
     return corpus.by_name.get(first)
   other = corpus.by_name.get(f"| {first}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import check_data
 import pytest
 from recompute import agree, solve
-from reread import Quantity, Unclear, document, excerpts, quantity, rows, year
+from reread import Quantity, Unclear, document, excerpts, named_first, quantity, rows, year
 from reread_code import classes, functions
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
@@ -232,6 +232,13 @@ def test_other_values_are_no_quantities(value):
 @pytest.mark.parametrize(("value", "when"), [("1850", 1850), ("May 1850 (or 1851)", 1850), ("1850 km", None)])
 def test_a_bare_year_is_a_year_and_a_quantity_is_none(value, when):
   assert year(value) == when
+
+
+@pytest.mark.parametrize(
+  ("value", "name"), [("Apollo 11", "apollo 11"), ("Peru 1,047 km; Chile 6 km", "peru"), ("Fiji 12.5%, Oman", "fiji")]
+)
+def test_a_number_belongs_to_a_name_and_a_quantity_behind_it_does_not(value, name):
+  assert named_first(value) == name
 
 
 def test_a_fact_stated_twice_is_none_and_belongs_to_its_heading():
