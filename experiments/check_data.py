@@ -30,13 +30,13 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader
 from recompute import agree, says, solve
-from reread import Excerpt, Quantity, Unclear, excerpts, held
+from reread import Excerpt, Quantity, Unclear, excerpts
 from tqdm import tqdm
 
 ASPECTS = ("right", "unique", "evidence", "source", "oracle", "fields")
 UNKNOWN = ("right", "evidence", "oracle")  # where there is not exactly one answer
 WRITTEN = ("source", "fields")  # what is checked of a model's question
-CONVERSATION = "conversation"
+NO_DOCUMENT = ("conversation", "frame")  # what is said between excerpts; titles, and headings said again
 OTHER_FORMATS = {".html", ".htm", ".pdf", ".parquet", ".arrow"}  # whose text an extractor makes
 IN_PARTS = (".csv", ".tsv", ".parquet", ".arrow")  # files of many documents, whose hash all of them bear
 Record = dict[str, Any]
@@ -113,15 +113,11 @@ def _oracle(record: Record, right: str | Quantity) -> str:
   program, context = record["provenance"]["program"], record["context"]
   spans = sorted((e["start"], e["end"]) for e in record["evidence"])
   every = excerpts(context)
-  enough = [n for n, e in enumerate(every) if any(e.start <= s and t <= e.end for s, t in spans)]
-  if program["kind"] == "both":
-    enough += [n + 1 for n in enough if n + 1 < len(every)]
-  if program["kind"] == "count":
-    enough = [n for n, e in enumerate(every) if held(e, program["words"], r"[^\W\d_]")[0]]
+  enough = [n for n, e in enumerate(every) if any(e.head[0] - 4 <= s and t <= e.end for s, t in spans)]
   if program["kind"] == "agreement":
     context = "\n\n".join(context[s:t] for s, t in spans)
   try:
-    found = _outcome(program, solve(program, context, [every[n] for n in sorted(set(enough))]).value)
+    found = _outcome(program, solve(program, context, [every[n] for n in enough]).value)
   except Unclear as error:
     return f"from the evidence alone: {error}"
   return "" if found == right else f"from the evidence alone it is {_shown(found)}"
@@ -163,7 +159,7 @@ class Library:
   def unlike(self, record: Record) -> str:
     """Why the evidence does not stand in its documents."""
     sources = record["provenance"]["documents"]
-    spans = [e for e in record["evidence"] if e["document"] != CONVERSATION]
+    spans = [e for e in record["evidence"] if e["document"] not in NO_DOCUMENT]
     if [s["id"] for s in sources] != [e["document"] for e in spans]:
       return f"{len(sources)} sources for {len(spans)} spans of documents, or of others"
     wrong = (self._unlike(source, record["context"][e["start"] : e["end"]]) for source, e in zip(sources, spans))

@@ -5,19 +5,22 @@ Part of `check_data.py`. It shares no code with the generator: what both get wro
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import recompute_facts as facts
-from reread import GAP, Answer, Excerpt, Place, Quantity, Unclear, excerpts, held, quantity, speeches
+from reread import Answer, Excerpt, Place, Quantity, Unclear, excerpts, held, quantity, speeches
 
 # A word beside a digit or an underscore is one for some readers and not for others: both must come to the same.
 _BESIDE = (r"[^\W\d_]", r"\w")
 
 
 def _words(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
-  loose = _held(program, found, _BESIDE[0])
+  if titled := [e.title for e in found if any(word in e.title.lower() for word in program["words"])]:
+    raise Unclear(f"a word stands in the title {titled[0]!r}, which may be counted to its excerpt or not")
+  loose = _held(program, found, context, _BESIDE[0])
   try:
-    same = _held(program, found, _BESIDE[1]).value == loose.value
+    same = _held(program, found, context, _BESIDE[1]).value == loose.value
   except Unclear:
     same = False
   if not same:
@@ -25,23 +28,28 @@ def _words(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> A
   return loose
 
 
-def _held(program: dict[str, Any], found: Sequence[Excerpt], beside: str) -> Answer:
+def _held(program: dict[str, Any], found: Sequence[Excerpt], context: str, beside: str) -> Answer:
   places = [held(excerpt, program["words"], beside) for excerpt in found]
   both = [n for n, (one, other) in enumerate(places) if one and other]
   if len(both) != 1:
     raise Unclear(f"{len(both)} excerpts hold both of {program['words']}")
   needs = places[both[0]]
   if program["kind"] == "count":
-    return Answer(Quantity(sum(1 for one, other in places if one and not other), ""), needs)
+    counted = [one for one, other in places if one and not other]
+    return Answer(Quantity(len(counted), ""), [*needs, *counted])
   if program["kind"] == "opening":
-    return Answer(" ".join(opening(found[both[0]].body)), needs)
+    words = opening(found[both[0]])
+    return Answer(" ".join(context[slice(*place)] for place in words), [*needs, *([place] for place in words)])
   if both[0] + 1 == len(found):
     raise Unclear("no excerpt follows")
-  return Answer(found[both[0] + 1].title, needs)
+  following = found[both[0] + 1]
+  return Answer(following.title, [*needs, [following.head]])
 
 
-def opening(body: str) -> list[str]:
-  return re.findall(r"\w+", body.replace(GAP, ""))[:6]
+def opening(excerpt: Excerpt) -> list[Place]:
+  """Where its first words stand."""
+  words = re.finditer(r"\w+", excerpt.body)
+  return [(excerpt.start + word.start(), excerpt.start + word.end()) for word in islice(words, 6)]
 
 
 def _needle(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:

@@ -28,6 +28,12 @@ class Excerpt:
   def end(self) -> int:
     return self.start + len(self.body)
 
+  @property
+  def head(self) -> Place:
+    """Where the title stands."""
+    end = self.start - len(" ===\n")
+    return end - len(self.title), end
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -135,7 +141,8 @@ def quantity(text: str) -> Quantity | None:
   if digits is None:
     return None
   rest = re.split(r"[(;]|,(?=\s|$)", text[digits.end() :])[0]
-  if rest and rest[0] not in " %":
+  cut = text[digits.end() + len(rest) :].startswith("(") and not rest.endswith(" ")
+  if cut or (rest and rest[0] not in " %"):
     return None
   number = float(digits[4].replace(",", "") + (digits[5] or ""))
   words = rest.split()
@@ -149,8 +156,8 @@ def quantity(text: str) -> Quantity | None:
 
 
 def year(value: str) -> int | None:
-  if quantity(value) is not None or len(value) > 80:
-    return None
+  if len(value) > 80 or (quantity(value) is not None and not re.fullmatch(r"1\d{3}|20\d\d", value)):
+    return None  # a bare year is both
   outside = re.sub(r"\([^()]*\)", "", value)
   found = {int(y) for y in re.findall(r"(?<!\w)(?:1\d|20)\d\d(?!\w)", outside)}
   return found.pop() if len(found) == 1 else None
@@ -162,8 +169,8 @@ def plain(value: str) -> str:
 
 
 def named_first(value: str) -> str:
-  first = re.split(r"[;,(]", value)[0].strip()
-  return re.sub(r"\s+\d[\d.,]*\s*(?:%|[a-z]{1,3})?$", "", first).casefold()
+  first = re.split(r"[;(]|,(?!\d)", value)[0].strip()
+  return re.sub(r"\s+\d[\d.,]*\s*(?:%|km)$", "", first).casefold()
 
 
 # --- tables

@@ -5,6 +5,7 @@ out, and again the heading and the table's header that one behind a gap belongs 
 the context at equal distances, from an offset that runs over all depths.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,13 +24,15 @@ _SHORTEST = 300  # tokens that a piece of a page may always have: a section
 @dataclass(frozen=True)
 class Asked:
   """A question about a finished context. `candidates`: the answers that a reader could confuse, the right one among
-  them. `program`: what recomputes the answer from the context, as plain JSON."""
+  them. `program`: what recomputes the answer from the context, as plain JSON. `evidence`: characters [start, end) of
+  the context, beside the draft's: what came to be evidence in this context only."""
 
   question: str
   answer: str
   candidates: tuple[str, ...]
   program: dict[str, Any]
   reasoning: str = ""
+  evidence: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,30 @@ class Context:
         return found if self.text[slice(*found)] == self.corpus.documents[document].text[start:end] else None
     return None
 
+  def origin(self, start: int, end: int) -> tuple[int, int, int] | None:
+    """The document whose characters stand at [start, end), and which they are; None for titles, headings said again,
+    and across gaps."""
+    page = bisect_right(self.spans, start, key=lambda span: span[0]) - 1
+    document, found = self.pages[page]
+    piece = bisect_right(self.starts[page], start) - 1
+    if piece < 0:
+      return None
+    first = self.corpus.sections[document][found[piece]].start + start - self.starts[page][piece]
+    stated = self.corpus.documents[document].text[first : first + end - start]
+    return (document, first, first + end - start) if stated == self.text[start:end] else None
+
+  def title(self, page: int) -> tuple[int, int]:
+    """Where its title line stands."""
+    start = self.spans[page][0]
+    return start, self.text.index("\n", start)
+
+  def body(self, page: int) -> tuple[int, int]:
+    """Where the page stands without its title line."""
+    return self.title(page)[1] + 1, self.spans[page][1]
+
   def page_text(self, page: int) -> str:
     """Without its title."""
-    return self.text[slice(*self.spans[page])].split("\n", 1)[1]
+    return self.text[slice(*self.body(page))]
 
 
 def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int, number: int) -> Context | None:

@@ -14,13 +14,13 @@ import numpy as np
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.ranking import BM25
-from qwenlong_jax.data.synthesis import functions, tables
+from qwenlong_jax.data.synthesis import functions, quantities, tables
 from qwenlong_jax.data.synthesis.modules import is_of
 from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities, sections
 
 REFERRING = 0.5  # of a column's values, or of the names in the other: a part of either may be in another split
 _WORD = re.compile(r"[^\W\d_]{5,}")
-_QUANTITY = re.compile(r"\s+[\d.,]+(?: ?%| km)?$")
+_QUANTITY = re.compile(r"\s+\d[\d.,]*\s*(?:%|km)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,7 @@ def make(
   split: str, domain: str, name: str, documents: Sequence[Document], count: Callable[[list[str]], list[int]]
 ) -> Corpus:
   """`count` gives the lengths of texts in tokens."""
+  found = tuple((n, entity) for n, document in enumerate(documents) for entity in _all(document))
   cut = tuple(tuple(tables.headed(document, sections(document))) for document in documents)
   return Corpus(
     split=split,
@@ -162,7 +163,7 @@ def make(
     tokens=tuple(
       tuple(count([document.text[s.start : s.end] for s in found])) for document, found in zip(documents, cut)
     ),
-    entities=tuple((n, entity) for n, document in enumerate(documents) for entity in _all(document)),
+    entities=found if domain == "code" else quantities.dated(found),
   )
 
 
@@ -185,7 +186,7 @@ def linked(corpus: Corpus, entity: Entity, attribute: str) -> int | None:
   value = entity.facts[attribute].value
   if entity.noun in ("class", functions.NOUN):
     return _imported(corpus, entity.facts[attribute]) if attribute in ("base class", functions.CALL) else None
-  first = _QUANTITY.sub("", re.split(r"[;,(]", value)[0].strip()).casefold()
+  first = _QUANTITY.sub("", re.split(r"[;(]|,(?!\d)", value)[0].strip()).casefold()
   if entity.noun != tables.NOUN:
     return corpus.by_name.get(first)
   other = corpus.by_name.get(f"| {first}")

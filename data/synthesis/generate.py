@@ -15,6 +15,7 @@ from qwenlong_jax.types import TASKS, Example, Span
 
 VERSION = 1
 CONVERSATION = "conversation"  # the document of what is said between the pages
+FRAME = "frame"  # that of the pages' titles, and of headings said again
 KINDS = {
   "multiple_choice": multiple_choice.KINDS,
   "multi_hop": knowledge_graph.KINDS,
@@ -74,7 +75,7 @@ def make(
     case "multi_hop":
       return knowledge_graph.draft(rng, corpus, kind, number)
     case "reading_comprehension":
-      return reading.draft(rng, corpus, kind)
+      return reading.draft(rng, corpus, kind, number)
     case "dialogue_memory":
       return dialogue.draft(rng, corpus, kind)
     case "corpus_numeric":
@@ -95,7 +96,7 @@ def finish(
   tokens = length(context.text) + length(asked.question)
   if not target // 2 <= tokens <= max(order.targets):
     return "length"
-  evidence = _evidence(corpus, draft, context)
+  evidence = _evidence(corpus, draft, asked, context)
   if evidence is None:
     return "evidence_is_cut"
   spans, sources = evidence
@@ -113,18 +114,24 @@ def finish(
   return verification.reason_to_drop(example) or example
 
 
-def _evidence(corpus: Corpus, draft: Draft, context: Context) -> tuple[tuple[Span, ...], list[dict[str, Any]]] | None:
+def _evidence(
+  corpus: Corpus, draft: Draft, asked: Asked, context: Context
+) -> tuple[tuple[Span, ...], list[dict[str, Any]]] | None:
   """Where the evidence stands in the context, and in which documents' characters."""
-  spans, sources = [], []
-  for document, start, end in dict.fromkeys(draft.evidence):
-    where = context.find(document, start, end)
+  drafted = [context.find(*place) for place in dict.fromkeys(draft.evidence)]
+  spans, framed, sources = [], [], []
+  for where in [*drafted, *asked.evidence]:
     if where is None:
       return None
+    origin = context.origin(*where)
+    if origin is None:
+      framed.append(Span(FRAME, *where))
+      continue
+    document, start, end = origin
     found = corpus.documents[document]
     spans.append(Span(found.id, *where))
     sources.append({"id": found.id, "characters": [start, end], **asdict(found.source)})
-  spans += [Span(CONVERSATION, *context.talk[n]) for n in draft.heard]
-  return tuple(spans), sources
+  return (*spans, *framed, *(Span(CONVERSATION, *context.talk[n]) for n in draft.heard)), sources
 
 
 def _provenance(

@@ -16,6 +16,7 @@ import numpy as np
 
 from qwenlong_jax.data.synthesis.corpus import Corpus, linked
 from qwenlong_jax.data.synthesis.outline import Entity, Fact
+from qwenlong_jax.data.synthesis.quantities import addable
 
 HOLDERS = 6  # entities that must have an attribute before it is asked about
 _BRACKETS = re.compile(r"\([^()]*\)")
@@ -118,11 +119,11 @@ def _build(corpus: Corpus) -> Graph:
       if other is not None and other != number:
         links.append((number, attribute, other))
   for attribute in sorted(known):
-    facts = [corpus.entities[n][1].facts[attribute] for n in corpus.holders[attribute]]
-    units = [fact.unit for fact in facts if fact.number is not None]
-    if units and len(set(units)) == 1 and len(units) > 0.8 * len(facts):
-      numeric.append(attribute)
-    elif sum(year(fact) is not None for fact in facts) > 0.6 * len(facts):
+    stated = [(d, entity.facts[attribute]) for d, entity in (corpus.entities[n] for n in corpus.holders[attribute])]
+    units = [fact.unit for _, fact in stated if fact.number is not None]
+    if units and len(set(units)) == 1 and len(units) > 0.8 * len(stated):
+      numeric += [attribute] if addable(attribute, stated) else []
+    elif sum(fact.number is None and year(fact) is not None for _, fact in stated) > 0.6 * len(stated):
       dated.append(attribute)
   links.sort(key=lambda link: hash_of(corpus.entities[link[0]][1].name, link[1]))
   common = [n for n, (_, entity) in enumerate(corpus.entities) if len(known & entity.facts.keys()) > 1]
@@ -185,9 +186,10 @@ def as_json(constraints: Sequence[Constraint]) -> list[list[Any]]:
 
 
 def year(fact: Fact) -> int | None:
-  """The one year that a short value holds outside of brackets; None for a quantity."""
+  """The one year that a short value holds outside of brackets; None for a quantity, if it is not a bare year too."""
   found = _YEAR.findall(_BRACKETS.sub("", fact.value)) if len(fact.value) <= 80 else []
-  return int(found[0]) if fact.number is None and len(set(found)) == 1 else None
+  bare = fact.number is None or found == [fact.value]
+  return int(found[0]) if bare and len(set(found)) == 1 else None
 
 
 def shown(fact: Fact) -> str:

@@ -94,7 +94,8 @@ def _inverse_hop(rng: np.random.Generator, graph: Graph, turn: int) -> Draft | N
       noun, attribute = graph.entity(start).noun, pick(rng, attributes)
       question = (
         f"Suppose that {said(constraints, noun)} no longer existed. Exactly one other {noun} of the text above would "
-        f'be affected because its "{link}" names it{_by(key)} first. What is the "{attribute}" of that other {noun}?'
+        f'be affected because its "{link}" names it first{"," if key else ""}{_by(key)}. What is '
+        f'the "{attribute}" of that other {noun}?'
       )
       program = {"kind": "inverse", "noun": noun, "start": as_json(constraints), "link": link, "answer": attribute}
       steps = [(end, constraints), *([(end, key)] if key else []), (start, link), (start, attribute)]

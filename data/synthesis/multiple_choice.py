@@ -16,7 +16,7 @@ def draft(rng: np.random.Generator, corpus: Corpus, kind: str, target: int, numb
   if kind == "ranking":
     found = corpus_tables.draft(rng, corpus, kind, target)
   elif kind == "both":
-    found = reading.draft(rng, corpus, kind)
+    found = reading.draft(rng, corpus, kind, number)
   else:
     found = knowledge_graph.draft(rng, corpus, kind, number)
   if found is None:
@@ -38,12 +38,12 @@ def with_options(asked: Asked, order: np.ndarray) -> Asked | None:
   chosen = [wrong[n] for n in np.argsort(order[: len(wrong)], kind="stable")[: len(LETTERS) - 1]]
   options = [[asked.answer, *chosen][n] for n in np.argsort(order[-len(LETTERS) :], kind="stable")]
   lines = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options))
-  return Asked(
+  return dataclasses.replace(
+    asked,
     question=f"{asked.question}\n{lines}",
     answer=LETTERS[options.index(asked.answer)],
     candidates=tuple(options),
     program=asked.program | {"options": options},
-    reasoning=asked.reasoning,
   )
 
 

@@ -20,10 +20,11 @@ LONGEST = 1000  # characters of a section: some 250 tokens of English
 _HEADING = re.compile(r"(#{1,6}) +(.+?)[ #]*$")
 _FIELD = re.compile(r"(?:[-*] )?(?P<key>[^\W\d_][^:\n]{0,70}?): (?P<value>\S.{0,300}?)\s*$")
 _BLOCK = re.compile(r"\n\s*\n(?=\S)")
+# A bracket cuts no unit off: "0.96 male(s)/female" is no number.
 _NUMBER = re.compile(
   r"(?P<currency>\$)?(?P<digits>-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?)"
   r"(?: (?P<scale>thousand|million|billion|trillion))?"
-  r"(?P<unit>%(?: of [A-Za-z][A-Za-z -]{0,30}?)?| [A-Za-z][A-Za-z/%. ]{0,30}?)?(?= ?[(;]|, |$)"
+  r"(?P<unit>%(?: of [A-Za-z][A-Za-z -]{0,30}?)?| [A-Za-z][A-Za-z/%. ]{0,30}?)?(?= \(| ?;|, |$)"
 )
 _DEF = re.compile(r"^ +(?:async )?def ", re.MULTILINE)
 _SCALES = {None: 1, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}

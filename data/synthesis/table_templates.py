@@ -133,14 +133,15 @@ def _holes(
 
 def opening(noun: str, columns: Mapping[str, str]) -> str:
   """Of a question about all that state the columns."""
-  listed = " and a ".join(f'"{attribute}"' for attribute in columns.values())
-  return f"Consider all {noun}s above that state a {listed}"
+  listed = " and ".join(f'"{attribute}"' for attribute in columns.values())
+  return f"Consider all {noun}{'es' if noun.endswith('s') else 's'} above that state {listed}"
 
 
 def rounding(unit: str, decimals: int) -> str:
   """How a number is to be given."""
   stated = " in percent" if unit == "%" else f" in {unit}" if unit else ""
-  return f"Give it{stated}, as a plain number without words such as million, rounded to {decimals} decimals."
+  places = f"{decimals} decimal{'' if decimals == 1 else 's'}"
+  return f"Give it{stated}, as a plain number without words such as million, rounded to {places}."
 
 
 def _between(values: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import check_data
 import pytest
 from recompute import agree, solve
-from reread import Quantity, Unclear, document, excerpts, quantity, rows
+from reread import Quantity, Unclear, document, excerpts, named_first, quantity, rows, year
 from reread_code import classes, functions
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
@@ -221,9 +221,24 @@ def test_quantities_are_read_with_scale_and_unit(value, number, unit):
   assert (found.number, found.unit) == (pytest.approx(number), unit)
 
 
-@pytest.mark.parametrize("value", ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "15 00 N, 19 00 E"])
+@pytest.mark.parametrize(
+  "value",
+  ["2019-02-05", "22 December 1990 (free)", "about 7", "3.1.2", "0.9 male(s)/female", "65(x)", "15 00 N, 19 00 E"],
+)
 def test_other_values_are_no_quantities(value):
   assert quantity(value) is None
+
+
+@pytest.mark.parametrize(("value", "when"), [("1850", 1850), ("May 1850 (or 1851)", 1850), ("1850 km", None)])
+def test_a_bare_year_is_a_year_and_a_quantity_is_none(value, when):
+  assert year(value) == when
+
+
+@pytest.mark.parametrize(
+  ("value", "name"), [("Apollo 11", "apollo 11"), ("Peru 1,047 km; Chile 6 km", "peru"), ("Fiji 12.5%, Oman", "fiji")]
+)
+def test_a_number_belongs_to_a_name_and_a_quantity_behind_it_does_not(value, name):
+  assert named_first(value) == name
 
 
 def test_a_fact_stated_twice_is_none_and_belongs_to_its_heading():
@@ -323,6 +338,19 @@ def test_words_that_are_parts_of_names_are_unclear():
   assert solve(program, context.replace("_1", "")).value.number == 2
   with pytest.raises(Unclear, match="parts of names"):
     solve(program, context)
+  with pytest.raises(Unclear, match="in the title 'Alphabet'"):
+    solve(program, context.replace("_1", "").replace("=== B", "=== Alphabet"))
+
+
+def test_the_evidence_of_words_is_all_that_the_answer_rests_on():
+  context = "=== A ===\nalpha beta\n\n=== B ===\n[...]\n\n## So: alpha\n\n=== C ===\nalpha Alpha\n"
+  needs = lambda kind: [  # noqa: E731
+    [context[slice(*place)] for place in places]
+    for places in solve({"kind": kind, "words": ["alpha", "beta"]}, context).needs
+  ]
+  assert needs("count") == [["alpha"], ["beta"], ["alpha"], ["alpha", "Alpha"]]
+  assert needs("both") == [["alpha"], ["beta"], ["B"]]
+  assert needs("opening") == [["alpha"], ["beta"], ["alpha"], ["beta"]]
 
 
 def test_a_tie_has_no_one_answer():

@@ -26,7 +26,7 @@ ROWS = [
 TOP = "SELECT sum(x) FROM (SELECT x FROM facts ORDER BY x DESC LIMIT 2)"
 ABOVE = "SELECT avg(x) FROM facts WHERE y > 30.5"
 GIVEN = (
-  'Consider all documents above that state a "Quay > Length" and a "Toll": what is the mean of "Quay > Length" of '
+  'Consider all documents above that state "Quay > Length" and "Toll": what is the mean of "Quay > Length" of '
   'those whose "Toll" is above 30.5? Give it in km, as a plain number without words such as million, '
   "rounded to 2 decimals."
 )

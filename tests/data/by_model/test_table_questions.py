@@ -32,7 +32,7 @@ EXAMPLE = Example(
   "corpus_numeric/train/general/old",
   "corpus_numeric",
   CONTEXT,
-  'Consider all documents above that state a "Length" and a "Toll" and a "Goods": what is the sum of "Length"?',
+  'Consider all documents above that state "Length" and "Toll" and "Goods": what is the sum of "Length"?',
   "63.00 km",
   provenance={
     "program": PROGRAM | {"table": ROWS, "decimals": 2, "unit": "km"},
@@ -82,11 +82,11 @@ def test_a_question_of_a_model_is_answered_by_its_query_in_its_unit():
   assert not done.rejected and [one.answer for one in done.kept] == ["-6.50 km", "81.0%", "66.7%"]
   first, second, _ = done.kept
   assert first.question == (
-    f'Consider all documents above that state a "Length" and a "Toll" and a "Goods". {GAP[0]} '
+    f'Consider all documents above that state "Length" and "Toll" and "Goods". {GAP[0]} '
     "Give it in km, as a plain number without words such as million, rounded to 2 decimals."
   )
   assert second.question.endswith(
-    "Give it in percent, as a plain number without words such as million, rounded to 1 decimals."
+    "Give it in percent, as a plain number without words such as million, rounded to 1 decimal."
   )
   assert first.context == CONTEXT and first.id != second.id and first.id.startswith("corpus_numeric/train/general/")
   past = json.loads(json.dumps(first.provenance))

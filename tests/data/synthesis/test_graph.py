@@ -60,3 +60,10 @@ def test_links_within_a_document_are_counted_and_not_followed() -> None:
   graph = Graph.of(corpus_of(module("Sibling", "Base0", 90)))
   assert len(graph.links) == BASES + 1
   assert len(graph.across) == BASES
+
+
+def test_a_number_belongs_to_a_name_and_a_quantity_behind_it_does_not() -> None:
+  texts = {f"Place {n}": f"Next: Place {(n + 1) % 8} 1,200 km; Place 3\nSize: {n} km" for n in range(8)}
+  made = [Document(name, "general", name, text, Source(name, 0, 1, "0")) for name, text in texts.items()]
+  graph = Graph.of(corpora.make("train", "general", "0000", made, lambda texts: list(map(len, texts))))
+  assert {(start, end) for start, _, end in graph.links} == {(n, (n + 1) % 8) for n in range(8)}

@@ -67,6 +67,8 @@ def test_a_field_is_a_fact_under_its_heading_and_twice_is_none() -> None:
     ("25 August 1825 (from Brazil)", None),
     ("1,23 km", None),
     ("about 5 km", None),
+    ("0.96 male(s)/female (2024 est.)", None),
+    ("65(2025)", None),
     ("none", None),
   ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwenlong_jax.data import verification
-from qwenlong_jax.data.synthesis import dialogue, generate
+from qwenlong_jax.data.synthesis import dialogue, generate, table_templates
 from qwenlong_jax.data.synthesis.context import compose
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import KINDS, Order
@@ -129,6 +129,14 @@ def test_tables_have_exactly_the_rows_that_the_context_states(countries: Corpus)
   assert checked > 4
 
 
+def test_tables_are_asked_about_in_english() -> None:
+  columns = {"x": "limit", "y": "Area"}
+  assert table_templates.opening("class", columns) == 'Consider all classes above that state "limit" and "Area"'
+  assert table_templates.opening("table row", columns).startswith("Consider all table rows above")
+  assert table_templates.rounding("%", 1).endswith("rounded to 1 decimal.")
+  assert table_templates.rounding("km", 2).endswith("rounded to 2 decimals.")
+
+
 @pytest.mark.parametrize("domain", ["countries", "modules"])
 def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureRequest) -> None:
   for example in samples(request.getfixturevalue(domain), "reading_comprehension", 18):
@@ -138,6 +146,7 @@ def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureR
     one, other = program["words"]
     # Parts of names with digits and underscores are words to some readers: they must find the same.
     assert [words & {one, other} for words in has] == [words & {one, other} for words in loose]
+    assert not any(word in title.lower() for title in found for word in (one, other))
     both = [n for n, words in enumerate(has) if one in words and other in words]
     assert len(both) == 1
     if program["kind"] == "count":
@@ -147,6 +156,41 @@ def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureR
       assert example.provenance["candidates"] == list(found)[1:]
     else:
       assert re.findall(r"\w+", list(found.values())[both[0]])[:6] == example.answer.split()
+
+
+@pytest.mark.parametrize("domain", ["countries", "modules"])
+def test_the_evidence_of_readings_is_all_that_their_answers_rest_on(
+  domain: str, request: pytest.FixtureRequest
+) -> None:
+  kinds = set()
+  for example in samples(request.getfixturevalue(domain), "reading_comprehension", 18):
+    one, other = example.provenance["program"]["words"]
+    titles = [match.start() for match in re.finditer(r"(?m)^=== .+ ===$", example.context)]
+    by_page: dict[int, list[str]] = {}
+    for span in example.evidence:
+      page = sum(start <= span.start for start in titles)
+      by_page.setdefault(page, []).append(example.context[span.start : span.end])
+    said = {page: " ".join(texts).lower().split() for page, texts in by_page.items()}
+    both = [page for page, words in said.items() if one in words and other in words]
+    assert len(both) == 1
+    kinds.add(kind := example.provenance["kind"])
+    if kind == "count":
+      assert [words for page, words in said.items() if page != both[0]] == [[one]] * int(example.answer)
+    elif kind == "both":
+      assert by_page[both[0] + 1] == [f"=== {example.answer} ==="]
+    else:
+      assert example.answer in " ".join(re.findall(r"\w+", " ".join(by_page[both[0]])))
+  assert kinds == {"opening", "count", "both"}
+
+
+def test_each_count_is_asked_for_equally_often_and_kept_when_a_draft_fails(modules: Corpus) -> None:
+  counts = []
+  for example in samples(modules, "reading_comprehension", 240):
+    if example.provenance["kind"] == "count":
+      counts.append(int(example.answer))
+      assert counts[-1] == 2 + example.provenance["seed"][1] // 3 % 5
+  assert len(counts) > 40
+  assert min(counts.count(count) for count in range(2, 7)) > 0.13 * len(counts)
 
 
 def test_the_figure_in_force_is_what_the_conversation_agreed(plays: Corpus, countries: Corpus) -> None:
