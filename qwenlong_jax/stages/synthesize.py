@@ -6,7 +6,9 @@ model is `synthesis_by_model`'s. The same call again goes on where it stopped.
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -136,10 +138,23 @@ def _by_processes(
         bar.update()
       return
     # Spawned: a fork of a process that has threads may hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent) as pool:
       for done in as_completed([pool.submit(step, settings, element) for element in left]):
         done.result()
         bar.update()
+
+
+def end_with_parent() -> None:
+  """Ends this worker when whoever started it is killed: it would wait for work for ever."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def watch() -> None:
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _by_beam(

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,6 +129,33 @@ def kill_until_done(config: ConfigDict, folder: Path, kills: int, longest: float
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(made: Path, documents: Path, tmp_path: Path) -> None:
   assert kill_until_done(config_of(documents), tmp_path / "made", kills=12, longest=0.5) > 5
   assert digest(tmp_path / "made") == digest(made)
+
+
+POOL = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from qwenlong_jax.stages.synthesize import end_with_parent
+
+if __name__ == "__main__":
+  with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), {initializer}) as pool:
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("initializer", "ends"), [("end_with_parent", True), ("None", False)])
+def test_a_killed_run_leaves_no_worker_behind(tmp_path: Path, initializer: str, ends: bool) -> None:
+  (tmp_path / "pool.py").write_text(POOL.format(initializer=initializer))
+  with subprocess.Popen([sys.executable, str(tmp_path / "pool.py")], stdout=subprocess.PIPE, text=True) as run:
+    assert run.stdout is not None
+    worker = int(run.stdout.readline())
+    run.kill()
+  until = time.monotonic() + (30 if ends else 1)
+  while (alive := Path(f"/proc/{worker}/cmdline").exists()) and time.monotonic() < until:
+    time.sleep(0.05)
+  if alive:
+    os.kill(worker, signal.SIGKILL)
+  assert alive != ends
 
 
 @pytest.mark.slow
