@@ -20,6 +20,7 @@ READ = {
   'the median of "(.+?)"': "SELECT median({0}) FROM facts",
   'the mean of "(.+?)"\\?': "SELECT avg({0}) FROM facts",
   r'the (?P<k>\d+) largest values of "(.+?)"\?': _TOP,
+  r'the sum of "(.+?)" is the sum of its (?P<k>\d+) largest': f"SELECT 100.0 * ({_TOP}) / sum({{0}}) FROM facts",
 }
 
 
@@ -43,9 +44,9 @@ def columns(described: str) -> dict[str, str]:
 
 
 def reword(prompt: str) -> str:
-  """Every fourth time it loses the double quotes."""
+  """Every eighth time it loses the double quotes."""
   (question,) = quoted(prompt)
-  careless = zlib.crc32(question.encode()) % 4 == 0
+  careless = zlib.crc32(question.encode()) % 8 == 0
   asked = "I should like to know one thing. " + question
   return json.dumps({"question": asked.replace('"', "") if careless else asked})
 

@@ -78,7 +78,7 @@ def gap(request):
   "dtype, devices, ring",
   [
     ("float32", 1, 1),
-    ("bfloat16", 2, 2),
+    pytest.param("bfloat16", 2, 2, marks=pytest.mark.slow),
     pytest.param("float32", 2, 2, marks=pytest.mark.slow),
     pytest.param("bfloat16", 1, 1, marks=pytest.mark.slow),
   ],

@@ -146,6 +146,7 @@ def test_a_run_does_every_step_of_every_stage_and_really_learns(uninterrupted):
   assert any("params" in name for name in names) and any("optimizer" in name for name in names)
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_with_a_stage_that_it_is_given(environment, uninterrupted, tmp_path):
   run = Run(tmp_path / "run", environment)
   run.finish("--config.stages.two.steps=0")
@@ -225,6 +226,7 @@ def test_a_damaged_checkpoint_is_fatal_unless_the_one_before_may_be_taken(uninte
   assert_same_run(uninterrupted, run.workdir)
 
 
+@pytest.mark.slow
 def test_variants_start_from_one_warm_start_and_are_not_done_twice(environment, uninterrupted, tmp_path):
   run = Run(tmp_path / "run", environment, kind="compared")
   first = run.finish()
