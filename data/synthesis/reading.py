@@ -12,7 +12,7 @@ import numpy as np
 
 from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
-from qwenlong_jax.data.synthesis.graph import pick
+from qwenlong_jax.data.synthesis.graph import hash_of, pick
 
 KINDS = ("opening", "count", "both")
 COUNTS = range(2, 7)  # documents that hold one word and not the other
@@ -26,7 +26,8 @@ def draft(rng: np.random.Generator, corpus: Corpus, kind: str, number: int) -> D
   words = _words(corpus)
   counts = [3, 3]
   if kind == "count":
-    turn = number // len(KINDS) % len(COUNTS)
+    # Few samples of a corpus may be kept, its first: not all of them start with the smallest count.
+    turn = (number // len(KINDS) + hash_of(corpus.split, corpus.domain, corpus.name)) % len(COUNTS)
     counts = [COUNTS[turn], COUNTS[-1 - turn]]
   for _ in range(_DRAWS if len(words) > 1 else 0):
     pair = pick(rng, words), pick(rng, words)
