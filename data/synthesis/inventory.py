@@ -26,6 +26,6 @@ def check(settings: Settings, chunks: Sequence[Chunk]) -> None:
     if then.get(name) != now.get(name):
       what = "is new" if name not in then else "is gone" if name not in now else "has changed"
       raise ValueError(
-        f"{name} {what} since {settings.folder} was started, and what it holds is of the files as they were; use "
-        f"another --workdir, or remove {settings.parts('')} and {settings.parts('').with_name('data')} to start anew"
+        f"{name} {what} since {settings.folder} was started, and what it holds is of the files as they were, its "
+        "tokenizer too; use another --workdir, or remove all that is in it but replies to start anew"
       )

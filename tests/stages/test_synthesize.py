@@ -190,7 +190,8 @@ def test_a_workdir_belongs_to_the_files_that_it_was_started_with(tmp_path: Path,
   inventory.check(settings, steps.chunks(settings))
   inventory.check(settings, steps.chunks(settings))
   name = change(folder, how)
-  with pytest.raises(ValueError, match=f"{name} {how} since .*another --workdir, or remove .*parts and .*data"):
+  remedy = "its tokenizer too; use another --workdir, or remove all .* but replies"
+  with pytest.raises(ValueError, match=f"{name} {how} since .*{remedy}"):
     synthesize.run(config_of(folder), tmp_path / "work")
   assert not (tmp_path / "work" / "parts" / "read").exists()
 
