@@ -128,12 +128,19 @@ def _draft(example: Example, reply: Parsed[Rewritten]) -> _Draft | Rejection:
   return Rejection(example.id, reason, detail) if reason else _Draft(question, reply.model)
 
 
-def _decided(example: Example, draft: _Draft, query: Written, prompts: Prompts) -> Example | Rejection:
+def astray(example: Example, question: str, query: Written) -> Rejection | None:
+  """Why a reader's query for a question does not come to what the example's own comes to; None if it does."""
   program = example.provenance["program"]
   if query.reason:
-    return Rejection(example.id, query.reason, f"{query.detail} | {draft.question}"[:400])
+    return Rejection(example.id, query.reason, f"{query.detail} | {question}"[:400])
   if not same(program["sql"], query.sql, facts(program["table"]), program["decimals"]):
-    return Rejection(example.id, "other_result", f"{query.value!r} by {query.sql} | {draft.question}"[:400])
+    return Rejection(example.id, "other_result", f"{query.value!r} by {query.sql} | {question}"[:400])
+  return None
+
+
+def _decided(example: Example, draft: _Draft, query: Written, prompts: Prompts) -> Example | Rejection:
+  if lost := astray(example, draft.question, query):
+    return lost
   record = {
     "original": example.question,
     "sql": query.sql,

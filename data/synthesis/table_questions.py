@@ -17,12 +17,12 @@ from sqlglot import exp
 
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.synthesis.graph import clear, rounded
-from qwenlong_jax.data.synthesis.paraphrase import reproduced, sheet
+from qwenlong_jax.data.synthesis.paraphrase import astray, reproduced, sheet
 from qwenlong_jax.data.synthesis.proposals import Rules, alike, wording
 from qwenlong_jax.data.synthesis.sql import Table, run
 from qwenlong_jax.data.synthesis.table_templates import facts, opening, rounding
 from qwenlong_jax.data.synthesis.tables import NOUN
-from qwenlong_jax.data.synthesis.text_to_sql import GREEDY, Written, evaluated, is_number, same, write_queries
+from qwenlong_jax.data.synthesis.text_to_sql import GREEDY, Written, evaluated, is_number, write_queries
 from qwenlong_jax.data.verification_by_model import Checked, Rejection, with_check
 from qwenlong_jax.llm import Completion, Sampling, ask, fenced
 from qwenlong_jax.llm.structured import Schema, ask_json
@@ -214,11 +214,9 @@ def _renewed(example: Example, question: str, answer: str, program: dict[str, An
 
 
 def _decided(draft: _Draft, query: Written, prompts: Prompts) -> Example | Rejection:
-  example, program = draft.example, draft.example.provenance["program"]
-  if query.reason:
-    return Rejection(example.id, query.reason, f"{query.detail} | {example.question}"[:400])
-  if not same(program["sql"], query.sql, facts(program["table"]), program["decimals"]):
-    return Rejection(example.id, "other_result", f"{query.value!r} by {query.sql} | {example.question}"[:400])
+  example = draft.example
+  if lost := astray(example, example.question, query):
+    return lost
   record = {
     "sql": query.sql,
     "models": {"writer": draft.writer, "reader": query.model},
