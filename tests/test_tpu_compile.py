@@ -225,3 +225,4 @@ def test_sampling_with_lanes_copies_no_cache(ring):
   grown = {name: many[name] - few[name] for name in few}
   print({name: f"{size / 2**20:.0f} MB" for name, size in grown.items()})
   assert grown["temporary"] < grown["caches"] + 1.5 * grown["prefix"]
+  assert many["temporary"] < many["caches"] + 4 * many["prefix"]
