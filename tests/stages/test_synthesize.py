@@ -1,7 +1,5 @@
 """Documents to data sets: the same bytes however often it was killed, nothing twice, and the learner takes them."""
 
-import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+from made import digest, documents_of_tests
 from ml_collections import ConfigDict
 
 from qwenlong_jax.data import loading
@@ -22,16 +21,10 @@ from qwenlong_jax.data.synthesis.multiple_choice import stem
 from qwenlong_jax.stages import recipe, setup, synthesize
 from qwenlong_jax.types import TASKS
 
-FIXTURES = Path(__file__).parents[1] / "data" / "synthesis" / "conftest.py"
-
 
 def written(folder: Path) -> Path:
   """The small corpus of tests/data/synthesis, with a copy, a torn file and an empty one among its documents."""
-  spec = importlib.util.spec_from_file_location("documents_of_tests", FIXTURES)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  module.write_documents(folder)
+  documents_of_tests().write_documents(folder)
   first = next(iter(sorted((folder / "general").glob("*.md"))))
   (folder / "general" / "zz-copy.md").write_text(first.read_text())
   (folder / "general" / "empty.md").write_text("")
@@ -69,12 +62,6 @@ def made(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   folder = tmp_path_factory.mktemp("first") / "made"
   synthesize.run(config_of(documents, workers=2), folder)
   return folder
-
-
-def digest(folder: Path) -> dict[str, str]:
-  """Of every file of the data sets, and of the page about them."""
-  files = [folder / "synthesis_report.html", *sorted((folder / "data").rglob("*.*"))]
-  return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_every_task_has_its_samples_in_every_split(made: Path) -> None:
