@@ -193,7 +193,7 @@ def test_equal_requests_are_paid_once_and_samples_each(server, endpoint):
   client = endpoint()
   (request,) = prompts(1)
   replies = client.complete([*samples(request, 3), request])
-  assert [body["seed"] for body in server.bodies] == [0, 1, 2]
+  assert sorted(body["seed"] for body in server.bodies) == [0, 1, 2]
   assert replies[3] == replies[0]
   assert (client.usage.requests, client.usage.calls, client.usage.cached) == (4, 3, 1)
   again = endpoint()
@@ -271,9 +271,11 @@ def test_requests_and_tokens_are_spread_over_the_minute():
 
 
 def test_the_pace_is_kept(server, endpoint):
-  endpoint(requests_per_minute=600).complete(prompts(4))
-  gaps = [after - before for before, after in zip(server.times, server.times[1:])]
-  assert min(gaps) > 0.05 and server.times[-1] - server.times[0] >= 0.25
+  client = endpoint(requests_per_minute=600)
+  begun = time.monotonic()
+  client.complete(prompts(4))
+  # None arrives before its time; a busy machine may make any of them late.
+  assert all(arrived - begun >= 0.1 * number for number, arrived in enumerate(sorted(server.times)))
 
 
 def test_it_works_where_an_event_loop_runs_already(endpoint):
