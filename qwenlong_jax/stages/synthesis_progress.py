@@ -1,8 +1,9 @@
-"""Work on parts that takes a model: what is there is not done again, and a bar tells time and cost."""
+"""Work on parts that takes a model: what is there is not done again, and a bar tells time and cost, past and to come."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -59,11 +60,14 @@ def together(items: Sequence[Item], least: int) -> Iterator[list[Item]]:
 @contextmanager
 def _telling(bar: tqdm, usage: Usage) -> Iterator[None]:
   """Shows the cost while a block is under way, which may take minutes."""
-  done = threading.Event()
+  done, before = threading.Event(), replace(usage)
+
+  def show() -> None:
+    bar.set_postfix_str(spent(usage) + to_come(usage, before, bar.n - bar.initial, bar.total - bar.n))
 
   def tell() -> None:
     while not done.wait(1.0):
-      bar.set_postfix_str(spent(usage))
+      show()
 
   teller = threading.Thread(target=tell, daemon=True)
   teller.start()
@@ -72,8 +76,21 @@ def _telling(bar: tqdm, usage: Usage) -> Iterator[None]:
   finally:
     done.set()
     teller.join()
-    bar.set_postfix_str(spent(usage))
+    show()
 
 
 def spent(usage: Usage) -> str:
-  return f"{usage.calls:,} calls, {usage.tokens_in + usage.tokens_out:,} tokens, cost {usage.cost:.2f}"
+  return f"{usage.calls:,} calls, {_tokens(usage):,} tokens, cost {usage.cost:.2f}"
+
+
+def to_come(usage: Usage, before: Usage, done: int, left: int) -> str:
+  """What the `left` will take if they are like the `done`, for which was paid what `before` had not; "" if unknown."""
+  if not done or not left:
+    return ""
+  tokens = (_tokens(usage) - _tokens(before)) * left / done
+  cost = (usage.cost - before.cost) * left / done
+  return f"; to come: {tokens:,.0f} tokens, cost {cost:.2f}"
+
+
+def _tokens(usage: Usage) -> int:
+  return usage.tokens_in + usage.tokens_out
