@@ -1,4 +1,4 @@
-"""Work on parts that takes a model: what is there is not done again, and a bar tells time and cost, past and to come."""
+"""Work on parts that takes a model: what is there is not done again; a bar tells time and cost, past and to come."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
