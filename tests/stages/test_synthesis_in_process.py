@@ -43,8 +43,8 @@ def folders(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
   return made[0], made[1]
 
 
-def list_of(replies: Path) -> set[str]:
-  return set(Replies(replies / "proposer")._cache)
+def kept_in(folder: Path) -> set[str]:
+  return set(Replies(folder / "replies" / "proposer")._cache)
 
 
 def config_of(documents: Path, model: Path | str, **changes: object) -> ConfigDict:
@@ -72,13 +72,14 @@ def test_what_a_random_model_writes_is_rejected_with_a_reason(
   assert evolved and not [line for line in evolved if line["example"]]
   assert all(reason.startswith("reading_comprehension/evolved/") for line in evolved for reason in line["dropped"])
   assert all(line["dropped"] for line in evolved) and len(every(tmp_path / "made")) == 5
-  shutil.copytree(tmp_path / "made" / "replies", tmp_path / "again" / "replies")
-  models = models_of(config, tmp_path / "again")
-  assert models is not None and models.usage.calls > 0
-  kept = list_of(tmp_path / "again" / "replies")
-  synthesize.run(config, tmp_path / "again")
-  assert list_of(tmp_path / "again" / "replies") == kept
-  assert digest(tmp_path / "again") == digest(tmp_path / "made")
+  again = tmp_path / "again" / "made"
+  shutil.copytree(tmp_path / "made" / "replies", again / "replies")
+  models = models_of(config, again)
+  assert models is not None and models.usage.calls == len(kept_in(again)) > 0
+  before = kept_in(again)
+  synthesize.run(config, again)
+  assert kept_in(again) == before
+  assert digest(again) == digest(tmp_path / "made")
 
 
 @pytest.mark.slow
