@@ -97,34 +97,34 @@ class _Cast:
 
   def player(self, name: str, settings: ConfigDict) -> Completion:
     """The role `name`, or "" for the first one, which proposes."""
-    llm, folder = self.config.llm, self.replies / (name or "proposer")
-    if settings.url and not llm.url and not settings.model:
+    config, folder = self.config, self.replies / (name or "proposer")
+    if settings.url and not config.llm.url and not settings.model:
       raise ValueError(f"llm.{name}.url={settings.url!r} and llm.{name}.model='': give the name of the model there")
-    if settings.url or llm.url:
+    if settings.url or config.llm.url:
       return self._endpoint(settings, folder)
     return self._local(f"llm.{name}.model" if name else "llm.model", settings, folder)
 
   def _endpoint(self, settings: ConfigDict, folder: Path) -> Sure:
-    llm = self.config.llm
+    config = self.config
     wired = wire.Settings(
-      base_url=settings.url or llm.url,
-      model=settings.model or llm.model,
+      base_url=settings.url or config.llm.url,
+      model=settings.model or config.llm.model,
       cache=folder,
-      key_variable=settings.key_variable if settings.url else llm.key_variable,
-      concurrency=llm.concurrency,
-      requests_per_minute=llm.requests_per_minute or None,
-      tokens_per_minute=llm.tokens_per_minute or None,
-      timeout=llm.timeout,
-      attempts=llm.attempts,
-      most_tokens=llm.most_tokens or None,
-      most_cost=llm.most_cost or None,
+      key_variable=settings.key_variable if settings.url else config.llm.key_variable,
+      concurrency=config.llm.concurrency,
+      requests_per_minute=config.llm.requests_per_minute or None,
+      tokens_per_minute=config.llm.tokens_per_minute or None,
+      timeout=config.llm.timeout,
+      attempts=config.llm.attempts,
+      most_tokens=config.llm.most_tokens or None,
+      most_cost=config.llm.most_cost or None,
       price_in=settings.price_in,
       price_out=settings.price_out,
     )
     return Sure(Endpoint(wired, self.usage, since_ever=True))
 
   def _local(self, key: str, settings: ConfigDict, folder: Path) -> LocalModel:
-    llm, mesh = self.config.llm, self.config.mesh
+    config = self.config
     model = Path(settings.model).resolve()
     if not (model / "config.json").is_file():
       raise ValueError(
@@ -132,13 +132,14 @@ class _Cast:
         "sample from; give the path of one, or llm.url, the address at which a model of this name is served"
       )
     if model not in self.loaded:
-      self.loaded[model] = pretrained.load(model, make_mesh(mesh.data, mesh.ring), jnp.dtype(self.config.model.dtype))
+      mesh = make_mesh(config.mesh.data, config.mesh.ring)
+      self.loaded[model] = pretrained.load(model, mesh, jnp.dtype(config.model.dtype))
     limits = completion.Settings(
       cache=folder,
-      concurrency=llm.concurrency,
-      window=llm.window or None,
-      most_tokens=llm.most_tokens or None,
-      most_cost=llm.most_cost or None,
+      concurrency=config.llm.concurrency,
+      window=config.llm.window or None,
+      most_tokens=config.llm.most_tokens or None,
+      most_cost=config.llm.most_cost or None,
       price_in=settings.price_in,
       price_out=settings.price_out,
     )
