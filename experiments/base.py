@@ -59,14 +59,14 @@ def get_config() -> ConfigDict:
 
   # A model that takes part in the synthesis: it proposes, and answers and judges unless others are named below.
   c.llm = endpoint()
-  c.llm.solver = endpoint()  # who answers; empty: the model above
+  c.llm.solver = endpoint()  # who answers; empty: the model above; without a url: where that one is
   c.llm.verifier = endpoint()  # who judges answers; likewise
   c.llm.prompts = ""  # folder of prompts instead of those in data/prompts, by the same names
   c.llm.max_tokens = 4096  # of a reply, its thoughts included
   # Of a prompt and its reply, by our tokenizer, so leave some; 0: no limit. What is longer is not asked: a document is
   # passed over, a sample is screened without its context only, says so, and has no difficulty.
   c.llm.window = 0
-  c.llm.concurrency = 16  # requests under way
+  c.llm.concurrency = 16  # requests under way, or replies that this process samples at once
   c.llm.requests_per_minute = 0.0  # at each endpoint; 0: no limit
   c.llm.tokens_per_minute = 0.0  # likewise
   c.llm.timeout = 600.0  # seconds for a reply
@@ -177,10 +177,11 @@ def get_config() -> ConfigDict:
 
 
 def endpoint() -> ConfigDict:
-  """A model at an OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, a hosted API."""
+  """A model at an OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, a hosted API), or one that this process samples
+  from, on `mesh`, in `model.dtype`."""
   c = ConfigDict()
-  c.url = ""  # such as http://localhost:8000/v1; "": no model
-  c.model = ""  # its name there; replies are kept by it
+  c.url = ""  # such as http://localhost:8000/v1; "": the model is sampled from by this process
+  c.model = ""  # its name there; without a url the Hugging Face folder of a Qwen3; "": no model. Replies are kept by it
   c.key_variable = ""  # the environment variable that holds the key; "": the server wants none
   c.price_in = 0.0  # of a million tokens, in the currency of llm.most_cost
   c.price_out = 0.0

@@ -4,6 +4,8 @@
   python experiments/run.py --config=synthesize.py --config.documents=documents
   python experiments/run.py --config=synthesize.py --config.documents=documents \\
     --config.llm.url=http://localhost:8000/v1 --config.llm.model=NAME --workdir=runs/synthesize_by_model
+  python experiments/run.py --config=synthesize.py --config.documents=documents \\
+    --config.llm.model=FOLDER --config.model.dtype=bfloat16 --workdir=runs/synthesize_by_own
 
 Folders of text, Markdown, HTML, PDF, source code, JSONL, Parquet or Hugging Face data sets on disk. Writes
 runs/synthesize/data/{train,validation,test}, which the learner reads: --config.data.folder=runs/synthesize/data.

@@ -20,7 +20,7 @@ _USUAL = Sampling()
 
 @dataclass(frozen=True)
 class Trio:
-  """Each role its own endpoint; they may be one and the same."""
+  """Each role its own model; they may be one and the same."""
 
   proposer: Completion
   solver: Completion

@@ -1,7 +1,7 @@
 """Chat messages in, texts out: what every user and every provider of a language model here agrees on.
 
-`endpoint.Endpoint` provides it over HTTP (any OpenAI-compatible server), an engine in this process may do so as well:
-whoever asks takes a `Completion` and does not care which. `structured` reads JSON out of replies.
+`endpoint.Endpoint` provides it over HTTP (any OpenAI-compatible server), `rollout.completion.LocalModel` by the sampler
+in this process: whoever asks takes a `Completion` and does not care which. `structured` reads JSON out of replies.
 """
 
 import hashlib
@@ -65,7 +65,8 @@ class Reply:
 
 @dataclass
 class Usage:
-  """What was asked and spent so far. `calls` counts HTTP requests, retries too; tokens and cost only what was paid."""
+  """What was asked and spent so far. `calls` counts HTTP requests, retries too, or texts that were sampled here; tokens
+  and cost only what was paid."""
 
   requests: int = 0
   cached: int = 0
@@ -93,6 +94,12 @@ def ask(prompt: str, system: str = "", sampling: Sampling = Sampling(), sample: 
 def samples(request: Request, count: int) -> list[Request]:
   """`count` requests for independent texts from the same messages."""
   return [replace(request, sample=request.sample + number) for number in range(count)]
+
+
+def apart(whole: str) -> tuple[str, str]:
+  """(text, thoughts) of what a model wrote: the thoughts end with the last </think>, whoever opened them."""
+  thoughts, _, text = whole.rpartition("</think>")
+  return text.strip(), thoughts.replace("<think>", "").strip()
 
 
 def fenced(texts: Sequence[str], label: str = "document") -> str:

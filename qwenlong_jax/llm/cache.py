@@ -7,14 +7,14 @@ An entry carries a digest of itself: one that was damaged is reported and counts
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from qwenlong_jax.llm import Reply
+from qwenlong_jax.llm import Reply, Request, Usage
 
 try:
   import diskcache
@@ -46,6 +46,29 @@ class Replies:
         f"the cache of replies in {folder} cannot be read ({error}); move the folder away to start a new one"
       ) from error
 
+  def complete(
+    self,
+    keys: Sequence[str],
+    requests: Sequence[Request],
+    usage: Usage,
+    fetch: Callable[[dict[str, Request]], Mapping[str, Reply]],
+  ) -> list[Reply]:
+    """The replies to `requests`, in their order, of which `fetch` gets what is not kept under `keys`, each once.
+
+    `fetch` keeps what it gets, and counts in `usage` what that takes; the rest is counted here.
+    """
+    wanted = dict(zip(keys, requests, strict=True))
+    known = {key: reply for key in wanted if (reply := self.get(key))}
+    missing = {key: request for key, request in wanted.items() if key not in known}
+    usage.requests += len(requests)
+    usage.cached += len(requests) - len(missing)
+    usage.damaged = self.damaged
+    if missing:
+      known |= fetch(missing)
+    replies = [known[key] for key in keys]
+    usage.failures.update(reply.failure for reply in replies if reply.failure)
+    return replies
+
   def get(self, key: str) -> Reply | None:
     """The reply kept under `key`, or None, also where what is kept is damaged."""
     try:
@@ -68,6 +91,12 @@ class Replies:
 
   def put(self, key: str, reply: Reply) -> None:
     self._cache.set(key, packed(reply))
+
+  def put_all(self, replies: Mapping[str, Reply]) -> None:
+    """Keeps all of them or, killed meanwhile, none."""
+    with self._cache.transact():
+      for key, reply in replies.items():
+        self.put(key, reply)
 
 
 def content_key(body: Mapping[str, Any], sample: int) -> str:

@@ -49,10 +49,11 @@ class Endpoint:
     self.settings, self.usage = settings, Usage() if usage is None else usage
     self._key = api_key(settings)
     self._replies = Replies(settings.cache)
-    if since_ever:
-      self._spend(*self._replies.spent())
     self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
-    self._purse = Purse(self.usage, settings.most_tokens, settings.most_cost)
+    limits = settings.most_tokens, settings.most_cost
+    self._purse = Purse(self.usage, *limits, settings.price_in, settings.price_out)
+    if since_ever:
+      self._purse.spend(*self._replies.spent())
     self._in_vain = 0
     self._stop: Exception | None = None
 
@@ -63,17 +64,7 @@ class Endpoint:
     have come back and are kept.
     """
     keys = [content_key(body(request, self.settings), request.sample) for request in requests]
-    wanted = dict(zip(keys, requests))
-    known = {key: reply for key in wanted if (reply := self._replies.get(key))}
-    missing = {key: request for key, request in wanted.items() if key not in known}
-    self.usage.requests += len(requests)
-    self.usage.cached += len(requests) - len(missing)
-    self.usage.damaged = self._replies.damaged
-    if missing:
-      known |= _run(self._fetch(missing))
-    replies = [known[key] for key in keys]
-    self.usage.failures.update(reply.failure for reply in replies if reply.failure)
-    return replies
+    return self._replies.complete(keys, requests, self.usage, lambda missing: _run(self._fetch(missing)))
 
   async def _fetch(self, missing: Mapping[str, Request]) -> dict[str, Reply]:
     settings = self.settings
@@ -118,21 +109,21 @@ class Endpoint:
   async def _attempt(self, client: openai.AsyncOpenAI, request: Request) -> Reply:
     """One call. Spends, and says so, whatever the reply is worth."""
     tokens_in, tokens_out = estimate(request)
-    tokens, cost = tokens_in + tokens_out, self._cost(tokens_in, tokens_out)
-    await self._purse.hold(tokens, cost)
+    tokens = tokens_in + tokens_out
+    await self._purse.hold(tokens_in, tokens_out)
     try:
       await self._pace.wait(tokens)
       if self._stop:
         raise self._stop
       self.usage.calls += 1
       reply = read(await self._call(client, request), tokens_in)
-      self._spend(0, reply.tokens_in, reply.tokens_out)
+      self._purse.spend(0, reply.tokens_in, reply.tokens_out)
       self._pace.settle(tokens, reply.tokens_in + reply.tokens_out)
       return reply
     except openai.APIStatusError as error:
       return Reply("", failure=self._judged(error))
     finally:
-      self._purse.release(tokens, cost)
+      self._purse.release(tokens_in, tokens_out)
 
   async def _call(self, client: openai.AsyncOpenAI, request: Request) -> str:
     """The body of the server's answer. The deadline is ours: that of the client starts anew with every byte."""
@@ -186,15 +177,6 @@ class Endpoint:
   def _clean(self, message: str) -> str:
     """Servers like to repeat the key that they reject."""
     return message.replace(self._key, "[key]")[:500]
-
-  def _spend(self, calls: int, tokens_in: int, tokens_out: int) -> None:
-    self.usage.calls += calls
-    self.usage.tokens_in += tokens_in
-    self.usage.tokens_out += tokens_out
-    self.usage.cost += self._cost(tokens_in, tokens_out)
-
-  def _cost(self, tokens_in: int, tokens_out: int) -> float:
-    return (tokens_in * self.settings.price_in + tokens_out * self.settings.price_out) / 1e6
 
 
 def api_key(settings: Settings) -> str:

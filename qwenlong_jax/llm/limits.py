@@ -1,6 +1,6 @@
 """How fast and how much: requests and tokens per minute, and a budget that is not exceeded.
 
-Both live in the event loop of one `Endpoint`; times are those of `time.monotonic`, in seconds.
+What waits does so in the event loop of one `Endpoint`; times are those of `time.monotonic`, in seconds.
 """
 
 import asyncio
@@ -50,31 +50,44 @@ class Pace:
 
 @dataclass
 class Purse:
-  """A cap on tokens, on cost, or on both. What requests under way may take is held back, by estimate."""
+  """A cap on tokens, on cost (at prices per million tokens), or on both; counts in `usage` what is spent.
+
+  What requests under way may take is held back, by estimate.
+  """
 
   usage: Usage
   most_tokens: int | None = None
   most_cost: float | None = None
+  price_in: float = 0.0
+  price_out: float = 0.0
   _held_tokens: int = 0
   _held_cost: float = 0.0
   _released: asyncio.Event = field(default_factory=asyncio.Event)
 
-  async def hold(self, tokens: int, cost: float) -> None:
+  def spend(self, calls: int, tokens_in: int, tokens_out: int) -> None:
+    self.usage.calls += calls
+    self.usage.tokens_in += tokens_in
+    self.usage.tokens_out += tokens_out
+    self.usage.cost += self._cost(tokens_in, tokens_out)
+
+  async def hold(self, tokens_in: int, tokens_out: int) -> None:
     """Waits until a request of this estimate fits beside those under way; BudgetError if it never will."""
-    while lack := self._lack(tokens, cost):
+    while lack := self.lack(tokens_in, tokens_out):
       if not self._held_tokens:
         raise BudgetError(lack)
       await self._released.wait()
-    self._held_tokens += tokens
-    self._held_cost += cost
+    self._held_tokens += tokens_in + tokens_out
+    self._held_cost += self._cost(tokens_in, tokens_out)
 
-  def release(self, tokens: int, cost: float) -> None:
-    self._held_tokens -= tokens
-    self._held_cost -= cost
+  def release(self, tokens_in: int, tokens_out: int) -> None:
+    self._held_tokens -= tokens_in + tokens_out
+    self._held_cost -= self._cost(tokens_in, tokens_out)
     self._released.set()
     self._released = asyncio.Event()
 
-  def _lack(self, tokens: int, cost: float) -> str:
+  def lack(self, tokens_in: int, tokens_out: int) -> str:
+    """Why so many tokens more are too many, and what to do; "" if they are not."""
+    tokens, cost = tokens_in + tokens_out, self._cost(tokens_in, tokens_out)
     spent = self.usage.tokens_in + self.usage.tokens_out
     bill = f"spent {spent} tokens (cost {self.usage.cost:.4f}) in {self.usage.calls} calls"
     rest = "all replies paid for are in the cache, and a rerun goes on from there"
@@ -83,3 +96,6 @@ class Purse:
     if self.most_cost is not None and self.usage.cost + self._held_cost + cost > self.most_cost:
       return f"{bill}; the next request may cost {cost:.4f} more: raise most_cost={self.most_cost}; {rest}"
     return ""
+
+  def _cost(self, tokens_in: int, tokens_out: int) -> float:
+    return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6

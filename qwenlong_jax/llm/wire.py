@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qwenlong_jax.llm import Reply, Request
+from qwenlong_jax.llm import Reply, Request, apart
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ def read(text: str, tokens_in: int) -> Reply:
     choice = answer["choices"][0]
     message, reason = choice["message"], choice.get("finish_reason") or ""
     whole, refusal = message.get("content") or "", message.get("refusal") or ""
-    thoughts, _, content = whole.rpartition("</think>")
+    content, thoughts = apart(whole)
     counted = answer.get("usage") or {}
     reply = Reply(
-      text=content.strip(),
-      reasoning=message.get("reasoning_content") or thoughts.replace("<think>", "").strip(),
+      text=content,
+      reasoning=message.get("reasoning_content") or thoughts,
       model=str(answer.get("model") or ""),
       tokens_in=int(counted.get("prompt_tokens") or tokens_in),
       tokens_out=int(counted.get("completion_tokens") or len(whole.encode()) // 4),

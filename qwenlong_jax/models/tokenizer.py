@@ -30,12 +30,12 @@ CHAT_TEMPLATE = (
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
 
-# Stands for the user's text while the template is rendered; private-use characters that no document needs.
-PLACEHOLDER = "\U000f7a11\U000f7a12"
+# Stand, with a message's number between them, for its text while the template is rendered.
+PLACEHOLDER = "\U000f7a11", "\U000f7a12"
 
 
 class Tokenizer:
-  """Encodes documents, questions and worked responses; decodes what was sampled. Made by `load`.
+  """Encodes documents, questions, chats and worked responses; decodes what was sampled. Made by `load`.
 
   Attributes:
     thinking_opened: a prompt ends inside an opened <think>, so that a response starts with the thinking.
@@ -58,10 +58,12 @@ class Tokenizer:
         )
     self._backend = backend
     self._marker = re.compile("|".join(map(re.escape, sorted(backend.markers, key=len, reverse=True))))
-    self._before, self._after = _render(template, variables, origin)
-    opened = self._after.rfind(THINK_START)
-    self.thinking_opened = opened >= 0 and not self._after[opened + len(THINK_START) :].strip()
-    self._opening = self._after[opened:] if self.thinking_opened else ""
+    self._template = template, variables, origin
+    self._frames: dict[tuple[str, ...], list[str]] = {}  # by the roles of the messages
+    after = self._frame(("user",))[-1]
+    opened = after.rfind(THINK_START)
+    self.thinking_opened = opened >= 0 and not after[opened + len(THINK_START) :].strip()
+    self._opening = after[opened:] if self.thinking_opened else ""
     self.think_end_id = backend.markers[THINK_END]
     self.stop_ids = tuple(backend.markers[token] for token in (TURN_END, END_OF_TEXT) if token in backend.markers)
     self.pad_id = backend.markers.get(variables.get("pad_token") or END_OF_TEXT, self.stop_ids[-1])
@@ -85,8 +87,21 @@ class Tokenizer:
 
   def prompt(self, context: str, question: str) -> Int[np.ndarray, "n"]:
     """The chat template around the context and, after an empty line, the question; the assistant's turn is opened."""
-    text = f"{context}\n\n{question}" if context else question
-    return self._assemble([(self._before, True), (text, False), (self._after, True)])
+    return self.chat([("user", f"{context}\n\n{question}" if context else question)])
+
+  def chat(self, messages: Sequence[tuple[str, str]]) -> Int[np.ndarray, "n"]:
+    """The chat template around messages (role, text), the assistant's turn opened.
+
+    The template sees the roles alone: what it would read in a text, or change about it, stays as it is.
+
+    Raises:
+      ValueError: it cannot render these roles, or leaves a text out, shows it twice or elsewhere.
+    """
+    first, *others = self._frame(tuple(role for role, _ in messages))
+    parts = [(first, True)]
+    for (_, text), after in zip(messages, others, strict=True):
+      parts += [(text, False), (after, True)]
+    return self._assemble(parts)
 
   def response(self, reasoning: str, answer: str) -> Int[np.ndarray, "n"]:
     """A worked response as the model would have to sample it after `prompt`, the end of the turn included."""
@@ -99,6 +114,11 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     end = next((place for place, token in enumerate(ids) if token in self.stop_ids), len(ids))
     return self._opening + self.decode(ids[:end])
+
+  def _frame(self, roles: tuple[str, ...]) -> list[str]:
+    if roles not in self._frames:
+      self._frames[roles] = _render(*self._template, roles)
+    return self._frames[roles]
 
   def _assemble(self, parts: Iterable[tuple[str, bool]]) -> Int[np.ndarray, "n"]:
     """Ids of (text, trusted) parts; markers count in trusted parts only, the text between two markers is one text."""
@@ -241,8 +261,8 @@ def _load_folder(folder: Path) -> Tokenizer:
   return Tokenizer(backend, template, variables, folder / "tokenizer.json")
 
 
-def _render(template: str, variables: dict[str, Any], origin: Path) -> tuple[str, str]:
-  """What the template puts before and after the user's only message, the assistant's turn opened."""
+def _render(template: str, variables: dict[str, Any], origin: Path, roles: tuple[str, ...]) -> list[str]:
+  """What the template puts before, between and after texts of these roles, the assistant's turn opened."""
 
   def refuse(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
@@ -251,14 +271,19 @@ def _render(template: str, variables: dict[str, Any], origin: Path) -> tuple[str
     trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
   )
   environment.globals["raise_exception"] = refuse
-  messages = [{"role": "user", "content": PLACEHOLDER}]
+  start, end = PLACEHOLDER
+  messages = [{"role": role, "content": f"{start}{number}{end}"} for number, role in enumerate(roles)]
+  told = "one user message" if roles == ("user",) else f"messages of {', '.join(roles) or 'nobody'}"
   try:
     text = environment.from_string(template).render(messages=messages, add_generation_prompt=True, **variables)
   except jinja2.exceptions.TemplateError as error:
-    raise ValueError(f"the chat template of {origin} cannot render one user message: {error}") from error
-  if text.count(PLACEHOLDER) != 1:
-    raise ValueError(
-      f"the chat template of {origin} shows a user message {text.count(PLACEHOLDER)} times; it must be exactly once"
-    )
-  before, after = text.split(PLACEHOLDER)
-  return before, after
+    raise ValueError(f"the chat template of {origin} cannot render {told}: {error}") from error
+  for message in messages:
+    if (shown := text.count(message["content"])) != 1:
+      raise ValueError(
+        f"the chat template of {origin} shows a {message['role']} message {shown} times; it must be exactly once"
+      )
+  around = re.split(f"{start}([0-9]+){end}", text)
+  if around[1::2] != [str(number) for number in range(len(roles))]:
+    raise ValueError(f"the chat template of {origin} changes the order of {told}; take one that keeps it")
+  return around[::2]

@@ -46,19 +46,23 @@ class Engine:
     self._run = jax.jit(self._generate, static_argnames=("group", "sampling"), compiler_options=options)
 
   def generate(
-    self, params: PyTree, prompts: Prompts, key: Key[Array, ""], *, group: int, sampling: Sampling
+    self, params: PyTree, prompts: Prompts, key: Key[Array, ""] | Key[Array, "P G"], *, group: int, sampling: Sampling
   ) -> Rollout:
-    """G responses to each prompt. What sample i draws depends on `key` and i alone, not on devices or lanes.
+    """G responses to each prompt. What sample i draws depends on `key` and i alone, not on devices or lanes; where each
+    response has a key of its own, on that alone.
 
     `params` as from `weights.for_decoding`.
 
     Raises:
-      ValueError: the prompts do not divide over the data axis, or one is empty or longer than its slots.
+      ValueError: the prompts do not divide over the data axis, one is empty or longer than its slots, or there are
+        more or fewer keys than responses.
     """
     devices = self.mesh.shape["data"]
     p, s = prompts.tokens.shape
     if p % devices:
       raise ValueError(f"{p} prompts do not divide over mesh.data={devices}; change batch.prompts or mesh.data")
+    if key.ndim and key.shape != (p, group):
+      raise ValueError(f"keys of shape {key.shape} for {p} prompts and {group} responses each; give one each, or one")
     length = np.asarray(prompts.length)
     if (wrong := np.flatnonzero((length < 1) | (length > s))).size:
       raise ValueError(f"prompt {wrong[0]} has {length[wrong[0]]} tokens; its slots take 1 to {s}")
@@ -76,9 +80,11 @@ class Engine:
     questions = Prompts(placed(prompts, jnp.int32, rows), placed(prompts[:1], jnp.int32, rows))
     return self._run.lower(weights, questions, key, group=group, sampling=sampling)
 
-  def _generate(self, params: PyTree, prompts: Prompts, key: Key[Array, ""], group: int, sampling: Sampling) -> Rollout:
+  def _generate(
+    self, params: PyTree, prompts: Prompts, key: Key[Array, "..."], group: int, sampling: Sampling
+  ) -> Rollout:
     p = prompts.tokens.shape[0]
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(p * group)).reshape(p, group)
+    keys = key if key.ndim else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(p * group)).reshape(p, group)
     rows, whole = PartitionSpec("data"), PartitionSpec()
     specs: dict[str, Any] = {field.name: rows for field in fields(Rollout)}
     specs |= {"prefill_tokens": whole, "decode_steps": whole, "prompt_experts": PartitionSpec("data", "ring")}

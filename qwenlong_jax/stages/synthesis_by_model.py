@@ -1,6 +1,6 @@
 """What a language model does in a synthesis: it writes samples, and rewords and screens whatever was written.
 
-All of it runs in this process, whose endpoints keep many requests under way, whoever runs the steps without a model. A
+All of it runs in this process, which keeps many requests under way, whoever runs the steps without a model. A
 reply is on disk, in `workdir/replies`, before anything is done with it, and all parts are functions of the replies: the
 same call again pays for what is missing and ends in the same bytes.
 """

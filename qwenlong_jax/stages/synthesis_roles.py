@@ -1,20 +1,25 @@
-"""Who plays the roles of a synthesis: models at endpoints, their replies kept in the workdir, one budget for all."""
+"""Who plays the roles of a synthesis: models at endpoints or in this process, replies in the workdir, one budget."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.selection import pass_bins
 from qwenlong_jax.data.synthesis.course import Course, Trio, check
 from qwenlong_jax.data.verification_by_model import GREEDY
-from qwenlong_jax.llm import ON_THE_WAY, Reply, Request, Usage, wire
+from qwenlong_jax.llm import ON_THE_WAY, Completion, Reply, Request, Usage, wire
 from qwenlong_jax.llm.endpoint import Endpoint, EndpointError
 from qwenlong_jax.llm.limits import BudgetError
+from qwenlong_jax.parallelism.mesh import make_mesh
+from qwenlong_jax.rollout import completion, pretrained
+from qwenlong_jax.rollout.completion import LocalModel
+from qwenlong_jax.rollout.pretrained import Pretrained
 
 _AROUND = 500  # tokens of a prompt around what is to be read
 
@@ -60,46 +65,85 @@ def models_of(config: ConfigDict, workdir: Path) -> Models | None:
 
   Raises:
     ValueError: settings that cannot be used.
-    OSError: a key that is not there.
+    OSError: a key, or a file of a model's folder, that is not there.
   """
-  if bool(config.llm.url) != bool(config.llm.model):
-    raise ValueError(
-      f"llm.url={config.llm.url!r} and llm.model={config.llm.model!r}: give both; or neither, for no model"
-    )
-  if not config.llm.url:
+  if not config.llm.url and not config.llm.model:
     return None
+  if not config.llm.model:
+    raise ValueError(f"llm.url={config.llm.url!r} and llm.model='': give both, or neither, for no model")
   course, room = _course(config), _room(config)
   check((), course)
   pass_bins((), config.screens.bins)
   usage = Usage()
   with way_on(workdir):
-    proposer = _engine(config, config.llm, workdir / "replies" / "proposer", usage)
+    cast = _Cast(config, workdir / "replies", usage)
+    proposer = cast.player("", config.llm)
     roles = (("solver", config.llm.solver), ("verifier", config.llm.verifier))
-    solver, verifier = (
-      _engine(config, role, workdir / "replies" / name, usage) if role.url or role.model else proposer
-      for name, role in roles
-    )
+    solver, verifier = (cast.player(name, role) if role.url or role.model else proposer for name, role in roles)
   return Models(Trio(proposer, solver, verifier), Prompts.load(config.llm.prompts or None), course, usage, room)
 
 
-def _engine(config: ConfigDict, settings: ConfigDict, folder: Path, usage: Usage) -> Sure:
-  """Whoever has no address of its own is at the first one's, with its key."""
-  wired = wire.Settings(
-    base_url=settings.url or config.llm.url,
-    model=settings.model or config.llm.model,
-    cache=folder,
-    key_variable=settings.key_variable if settings.url else config.llm.key_variable,
-    concurrency=config.llm.concurrency,
-    requests_per_minute=config.llm.requests_per_minute or None,
-    tokens_per_minute=config.llm.tokens_per_minute or None,
-    timeout=config.llm.timeout,
-    attempts=config.llm.attempts,
-    most_tokens=config.llm.most_tokens or None,
-    most_cost=config.llm.most_cost or None,
-    price_in=settings.price_in,
-    price_out=settings.price_out,
-  )
-  return Sure(Endpoint(wired, usage, since_ever=True))
+@dataclass(frozen=True)
+class _Cast:
+  """Players of roles. Whoever has no address of its own is where the first one is: there, with its key, or here.
+
+  `loaded`: the models of this process by their folders, each once however many roles it plays.
+  """
+
+  config: ConfigDict
+  replies: Path
+  usage: Usage
+  loaded: dict[Path, Pretrained] = field(default_factory=dict)
+
+  def player(self, name: str, settings: ConfigDict) -> Completion:
+    """The role `name`, or "" for the first one, which proposes."""
+    config, folder = self.config, self.replies / (name or "proposer")
+    if settings.url and not config.llm.url and not settings.model:
+      raise ValueError(f"llm.{name}.url={settings.url!r} and llm.{name}.model='': give the name of the model there")
+    if settings.url or config.llm.url:
+      return self._endpoint(settings, folder)
+    return self._local(f"llm.{name}.model" if name else "llm.model", settings, folder)
+
+  def _endpoint(self, settings: ConfigDict, folder: Path) -> Sure:
+    config = self.config
+    wired = wire.Settings(
+      base_url=settings.url or config.llm.url,
+      model=settings.model or config.llm.model,
+      cache=folder,
+      key_variable=settings.key_variable if settings.url else config.llm.key_variable,
+      concurrency=config.llm.concurrency,
+      requests_per_minute=config.llm.requests_per_minute or None,
+      tokens_per_minute=config.llm.tokens_per_minute or None,
+      timeout=config.llm.timeout,
+      attempts=config.llm.attempts,
+      most_tokens=config.llm.most_tokens or None,
+      most_cost=config.llm.most_cost or None,
+      price_in=settings.price_in,
+      price_out=settings.price_out,
+    )
+    return Sure(Endpoint(wired, self.usage, since_ever=True))
+
+  def _local(self, key: str, settings: ConfigDict, folder: Path) -> LocalModel:
+    config = self.config
+    model = Path(settings.model).resolve()
+    if not (model / "config.json").is_file():
+      raise ValueError(
+        f"{key}={settings.model!r} is no folder of a Hugging Face Qwen3 (with config.json), which this process could "
+        "sample from; give the path of one, or llm.url, the address at which a model of this name is served"
+      )
+    if model not in self.loaded:
+      mesh = make_mesh(config.mesh.data, config.mesh.ring)
+      self.loaded[model] = pretrained.load(model, mesh, jnp.dtype(config.model.dtype))
+    limits = completion.Settings(
+      cache=folder,
+      concurrency=config.llm.concurrency,
+      window=config.llm.window or None,
+      most_tokens=config.llm.most_tokens or None,
+      most_cost=config.llm.most_cost or None,
+      price_in=settings.price_in,
+      price_out=settings.price_out,
+    )
+    return LocalModel(self.loaded[model], limits, self.usage, since_ever=True)
 
 
 def _room(config: ConfigDict) -> int | None:

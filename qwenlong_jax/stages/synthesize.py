@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
   Raises:
     FileNotFoundError: a folder of documents is not there.
     ValueError: a setting that cannot be used, documents that bear no sample, or others than the workdir is of.
-    OSError: a model's endpoint that cannot be used, or a budget that is spent.
+    OSError: a model's endpoint or folder that cannot be used, or a budget that is spent.
   """
   settings = settings_of(config, workdir)
   models = synthesis_roles.models_of(config, workdir)
@@ -84,7 +84,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
   kept = join(settings, written(settings, tests, write, made))
   for line in told(settings, kept):
     print(line, flush=True)
-  found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in kept})
+  there = [split for split in kept if (workdir / "data" / split / loading.MANIFEST).exists()]
+  if not there:
+    told_so = f"{workdir / 'data'} stays empty: not one sample can be kept, for the reasons above"
+    raise ValueError(f"{told_so}; give other documents{', or a model that is up to it (config.llm)' if models else ''}")
+  found = reporting.survey({split: loading.read_each(workdir / "data" / split) for split in there})
   page = reporting.synthesis_report(workdir, found, sum(len(chunk.files) for chunk in chunks))
   print(f"a page about it: {page}; the data sets' card: {reporting.data_card(workdir, found)}", flush=True)
 
@@ -119,8 +123,8 @@ def settings_of(config: ConfigDict, workdir: Path) -> Settings:
     targets=tuple(settings.targets),
     tokenizer=str(config.tokenizer.path or workdir / "tokenizer"),
     vocab_size=settings.vocab_size,
-    reworded=bool(config.llm.url and config.tables.reword),
-    screened=bool(config.llm.url and config.screens.samples),
+    reworded=bool(config.llm.model and config.tables.reword),
+    screened=bool(config.llm.model and config.screens.samples),
   )
 
 
@@ -200,14 +204,19 @@ def _missing(settings: Settings, decided: Iterable[Fate]) -> dict[tuple[str, str
 
 
 def join(settings: Settings, decided: Mapping[str, Sequence[Fate]]) -> dict[str, dict[str, int]]:
-  """The data set of every split out of its parts; what became of all samples."""
+  """The data set of every split out of its parts, if it has a sample; what became of all samples."""
   summary: dict[str, dict[str, int]] = {}
   for split, mine in decided.items():
     if not mine:
       continue
     folder = Path(settings.folder) / "data" / split
     if not (folder / loading.MANIFEST).exists():
-      loading.write_shards(folder, _counted(settings, mine, folder / "counts.json"))
+      examples = _counted(settings, mine, folder / "counts.json")
+      if any(fate.what == "kept" for fate in mine):
+        loading.write_shards(folder, examples)
+      else:
+        folder.mkdir(parents=True, exist_ok=True)
+        list(examples)
     summary[split] = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
   return summary
 

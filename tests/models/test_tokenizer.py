@@ -114,6 +114,72 @@ def test_prompts_are_those_of_transformers(folder):
     assert ours.prompt(context, question).tolist() == list(want)
 
 
+# In the manner of published ones: the system message before the loop, the last question sought from behind.
+SYSTEM_FIRST = """{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set on = namespace(last=0) %}
+{%- for message in messages[::-1] %}
+    {%- if message.role == 'user' and not on.last %}{%- set on.last = messages|length - 1 - loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}
+        {%- if not loop.first %}{{- raise_exception('system first') }}{%- endif %}
+        {%- continue %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if loop.index0 > on.last %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+    {{- message.content.split('</think>')[-1] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+TURNS = [("system", "Be brief."), ("user", "Who?"), ("assistant", "The Aare.\n"), ("user", "  How long,\n\ne\u0301? ")]
+
+
+@pytest.mark.parametrize("template", [tokenizers.CHAT_TEMPLATE, SYSTEM_FIRST])
+@pytest.mark.parametrize("turns", [slice(1, 2), slice(0, 2), slice(0, 4), slice(1, 4), slice(0, 3)])
+def test_chats_are_those_of_transformers(folder, tmp_path, template, turns):
+  from transformers import AutoTokenizer
+
+  target = edited(folder, tmp_path, lambda raw, config: config.update(chat_template=template))
+  messages = [{"role": role, "content": text} for role, text in TURNS[turns]]
+  theirs = AutoTokenizer.from_pretrained(target)
+  want = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+  assert tokenizers.load(target).chat(TURNS[turns]).tolist() == list(want)
+
+
+PIECES = st.sampled_from(["a", " ", "0", *MARKERS, *tokenizers.PLACEHOLDER])
+
+
+@given(st.lists(st.lists(PIECES, max_size=6).map("".join), min_size=1, max_size=5))
+def test_markers_in_messages_never_become_markers(shared, texts):
+  (tokenizer,) = shared
+  roles = ["system", *["user", "assistant"] * len(texts)][: len(texts)]
+  ids = tokenizer.chat(list(zip(roles, texts))).tolist()
+  known = {i: tokenizer.decode([i]) for i in (*tokenizer.stop_ids, tokenizer.think_end_id, tokenizer.pad_id)}
+  opening = tokenizer.chat([("user", "")]).tolist()
+  known |= {opening[0]: "<|im_start|>", opening[-2]: "<think>"}
+  assert set(known.values()) == set(MARKERS)
+  turns = [("<|im_start|>", "<|im_end|>")] * len(texts)
+  assert [known[i] for i in ids if i in known] == [*sum(turns, ()), "<|im_start|>", "<think>"]
+  for text in texts:
+    assert text in tokenizer.decode(ids)
+
+
+def test_a_template_that_cannot_render_a_role_or_reorders_is_refused(folder, tmp_path):
+  def load(template):
+    return tokenizers.load(edited(folder, tmp_path, lambda raw, config: config.update(chat_template=template)))
+
+  picky = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+  with pytest.raises(ValueError, match="cannot render messages of system, user: no system"):
+    load(picky + "{{ m.content }}{% endfor %}").chat(TURNS[:2])
+  with pytest.raises(ValueError, match="changes the order of messages of system, user"):
+    load("{% for m in messages[::-1] %}{{ m.content }}{% endfor %}").chat(TURNS[:2])
+  with pytest.raises(ValueError, match="shows a system message 0 times"):
+    load("{{ messages[-1].content }}").chat(TURNS[:2])
+  with pytest.raises(ValueError, match="messages of nobody"):
+    load("{{ messages[0].content }}").chat([])
+
+
 def test_thinking_is_opened_where_the_template_opens_it(folder, tmp_path):
   opened = tokenizers.load(folder)
   closed = tokenizers.load(edited(folder, tmp_path, lambda raw, config: config.update(chat_template=CLOSED_TEMPLATE)))

@@ -177,6 +177,16 @@ def test_batch_mates_do_not_change_a_response(generate):
   np.testing.assert_allclose(mixed.logprob[:3], whole.logprob[:3], atol=1e-5, rtol=0)
 
 
+def test_a_response_with_a_key_of_its_own_draws_the_same_in_any_place(generate):
+  prompts = random_prompts()
+  keys = jax.vmap(functools.partial(jax.random.fold_in, KEY))(np.arange(P * G)).reshape(P, G)
+  whole, place = generate("moe", prompts), np.random.default_rng(5).permutation(P)
+  moved = generate("moe", Prompts(prompts.tokens[place], prompts.length[place]), key=keys[place][:, ::-1])
+  np.testing.assert_array_equal(moved.tokens, whole.tokens[place][:, ::-1])
+  with pytest.raises(ValueError, match=rf"keys of shape \({P}, 1\) for {P} prompts and {G} responses"):
+    generate("moe", prompts, key=keys[:, :1])
+
+
 def test_another_key_draws_anew_and_a_shape_compiles_once(generate):
   one, other = generate("moe", random_prompts()), jax.random.fold_in(KEY, 99)
   compiled = []
