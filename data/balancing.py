@@ -6,13 +6,6 @@ Row j of step s belongs to task (s*B + j) mod N: every batch holds floor(B/N) or
 remainder rotates over the tasks, and any N consecutive batches hold exactly B rows of each (recipe, section 2).
 """
 
-import numpy as np
-
-
-def tasks_of_batch(step: int, batch_size: int, tasks: int) -> np.ndarray:
-  """int[B]: the task of each row of the batch."""
-  return (step * batch_size + np.arange(batch_size)) % tasks
-
 
 def place(row: int, tasks: int) -> tuple[int, int]:
   """(task, how many rows of this task came before) of a row, counted from the first row of step 0."""

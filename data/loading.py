@@ -72,14 +72,18 @@ def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards:
   temporary.replace(folder / MANIFEST)
 
 
+def open_all(folder: str | os.PathLike) -> Sequence[Example]:
+  """Every example of a data set, task by task, in the order in which they were written; read when it is asked for."""
+  return _All(list(_open(Path(folder)).values()))
+
+
 def read_each(folder: str | os.PathLike) -> Iterator[Example]:
-  """Every example of a data set, task by task, in the order in which they were written; one at a time in memory."""
-  for source in _open(Path(folder)).values():
-    yield from (source[index] for index in range(len(source)))
+  """The same one after another."""
+  return iter(open_all(folder))
 
 
 def read_all(folder: str | os.PathLike) -> list[Example]:
-  return list(read_each(folder))
+  return list(open_all(folder))
 
 
 def load(
@@ -165,6 +169,23 @@ class _Source:
         return path
       index -= count
     return self._paths[-1]
+
+
+class _All(Sequence[Example]):
+  """The examples of several sources, one behind the other."""
+
+  def __init__(self, sources: Sequence[_Source]):
+    self._sources = sources
+
+  def __len__(self) -> int:
+    return sum(map(len, self._sources))
+
+  def __getitem__(self, index: Any) -> Any:
+    for source in self._sources:
+      if index < len(source):
+        return source[index]
+      index -= len(source)
+    raise IndexError(index)
 
 
 def _open(folder: Path) -> dict[str, _Source]:

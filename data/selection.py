@@ -1,4 +1,4 @@
-"""Which examples are trained on: none that a test set holds, equal numbers by difficulty, and what is not solved yet.
+"""Which examples are trained on: none that a test set holds, and equal numbers by difficulty.
 
 Difficulty is pass@k: the fraction of a model's k answers to an example that were right.
 """
@@ -190,12 +190,3 @@ def equal_per_bin(
       rng = np.random.default_rng([seed, _hash(source), number])
       chosen += (places[n] for n in rng.choice(len(places), wanted, replace=False))
   return sorted(chosen)
-
-
-def retrospective(rates: Sequence[float], below: float) -> list[int]:
-  """Places of the examples that the previous stage's model still fails: its pass@k is less than `below`.
-
-  `below` 1 keeps all that are not always solved.
-  """
-  pass_bins(rates, 1)
-  return [place for place, rate in enumerate(rates) if rate < below]

@@ -188,6 +188,12 @@ def endpoint() -> ConfigDict:
   return c
 
 
-def stage(steps: int, prompt_tokens: int, response_tokens: int) -> ConfigDict:
-  """A stage of reinforcement learning: prompts of up to `prompt_tokens` (the chat template comes on top)."""
-  return ConfigDict({"steps": steps, "prompt_tokens": prompt_tokens, "response_tokens": response_tokens})
+def stage(steps: int, prompt_tokens: int, response_tokens: int, below: float = 0.0, bins: int = 0) -> ConfigDict:
+  """A stage of reinforcement learning: prompts of up to `prompt_tokens` (the chat template comes on top).
+
+  Of its examples it takes those of a pass@k less than `below` (0: all; 1: all that are not always solved) and of these
+  equally many from each of `bins` of pass@k (0: all), by the policy before its first step.
+  """
+  c = ConfigDict({"steps": steps, "prompt_tokens": prompt_tokens, "response_tokens": response_tokens})
+  c.below, c.bins = below, bins
+  return c

@@ -94,6 +94,11 @@ def table(found: "Plan") -> str:
   lines += [
     f"  {'together':10} {found.step_seconds:9.1f} s: {tokens / found.step_seconds:,.0f} tokens a second, "
     f"{hours:.1f} chip-hours; {found.steps} steps of this stage: {found.steps * hours:,.0f} chip-hours",
+  ]
+  if found.examples:
+    choosing = found.choosing_seconds * found.chips / 3600
+    lines.append(f"  before it: choosing among up to {found.examples:,} examples, {choosing:,.0f} chip-hours")
+  lines += [
     "",
     f"sharing prompts: learning takes {learned / 1e18:.2f} EFLOP instead of {found.repeated_flops / 1e18:.2f} "
     f"({found.repeated_flops / learned:.1f} times as many); a decode step reads {found.repeated_bytes:.1f} times less "

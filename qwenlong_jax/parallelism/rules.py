@@ -117,11 +117,6 @@ def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Whole on every device."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
 def rows(mesh: Mesh) -> NamedSharding:
   """The first dimension cut over the data axis."""
   return NamedSharding(mesh, ROWS)

@@ -14,9 +14,9 @@ from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl.learner import Learner
 from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.stages import budget
-from qwenlong_jax.stages.reinforce import rewards_of, score
-from qwenlong_jax.stages.setup import Workshop, data_folder, on_devices, prompt_slots, sampling_of, tokenize
-from qwenlong_jax.types import TASKS, Example, Rollout, Score
+from qwenlong_jax.stages.answering import Answered, answer, padded_rows
+from qwenlong_jax.stages.setup import Workshop, data_folder, prompt_slots, sampling_of
+from qwenlong_jax.types import TASKS
 
 # Responses per task and prompt length whose text is kept.
 TRANSCRIPTS = 4
@@ -39,29 +39,23 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
     count = settings.prompts // len(settings.prompt_tokens)
     examples = loading.read_all(data_folder(shop, settings.split, prompt_tokens, count))
     slots = prompt_slots(shop, prompt_tokens)
-    rows = count + -count % shop.mesh.shape["data"]
+    rows = padded_rows(shop, count)
     engine = budget.sampler(shop, learner, rows, slots, group=settings.group, sampling=sampling)
-    for index in range(0, len(examples), count):
-      chunk = examples[index : index + count]
-      padded = chunk + chunk[:1] * (-len(chunk) % shop.mesh.shape["data"])
-      mine = hosts.rows(shop.mesh, len(padded))
-      own = [padded[row] for row in mine]
-      sampled = engine.generate(
-        weights,
-        on_devices(shop, tokenize(shop, own, slots)),
-        jax.random.fold_in(jax.random.fold_in(key, prompt_tokens), index),
-        group=settings.group,
-        sampling=sampling,
-      )
-      sampled = hosts.fetch(sampled, shop.mesh)
-      scores = score(shop, own, sampled)
-      kept = np.full(len(own), None)
-      for n in range(int((mine < min(TRANSCRIPTS, len(chunk))).sum())):
-        kept[n] = transcript(shop, own[n], sampled, scores, n)
-      reward, kept = hosts.gather((rewards_of(scores), kept), shop.mesh)
-      for example, group in zip(chunk, reward):
+    for batch in answer(
+      shop,
+      engine,
+      jax.random.fold_in(key, prompt_tokens),
+      weights,
+      examples,
+      size=count,
+      slots=slots,
+      group=settings.group,
+      sampling=sampling,
+      what=f"evaluation {name}",
+    ):
+      for example, group in zip(batch.examples, batch.rewards(shop)):
         rewards[example.task].append(group)
-      transcripts += list(kept[: min(TRANSCRIPTS, len(chunk))])
+      transcripts += kept(shop, batch)
   summary = {"name": name, "stage": name, "step": step, **summarize({task: np.stack(r) for task, r in rewards.items()})}
   lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in transcripts)
   hosts.first(partial(write, path.with_suffix(".transcripts.jsonl"), lines))
@@ -73,9 +67,19 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
   )
 
 
-def transcript(shop: Workshop, example: Example, sampled: Rollout, scores: list[list[Score]], row: int) -> dict:
-  """The first response to an example, to be read by a person."""
-  score, tokens = scores[row][0], np.asarray(sampled.tokens)[row, 0, : sampled.length[row, 0]]
+def kept(shop: Workshop, batch: Answered) -> list[dict]:
+  """Transcripts of the first examples of a batch, on all processes."""
+  count = min(TRANSCRIPTS, len(batch.examples))
+  mine = np.full(len(batch.own), None)
+  for place in np.flatnonzero(batch.rows < count):
+    mine[place] = transcript(shop, batch, int(place))
+  return list(hosts.gather(mine, shop.mesh)[:count])
+
+
+def transcript(shop: Workshop, batch: Answered, place: int) -> dict:
+  """The first response to an example of this process, to be read by a person."""
+  example, sampled, score = batch.own[place], batch.sampled, batch.scores[place][0]
+  tokens = np.asarray(sampled.tokens)[place, 0, : sampled.length[place, 0]]
   return {
     "id": example.id,
     "task": example.task,

@@ -28,6 +28,7 @@ from qwenlong_jax.stages import reinforce, roofline
 from qwenlong_jax.stages.budget import GIB, USED, device_bytes, memory_of
 from qwenlong_jax.stages.roofline import Load, Use
 from qwenlong_jax.stages.setup import Design, model_of
+from qwenlong_jax.types import TASKS
 
 PROGRAMS = "learn", "sample", "relayout"
 TEMPLATE = 24  # tokens of a chat template, about
@@ -82,6 +83,7 @@ class Plan:
   times: list[PhaseTime]
   repeated_flops: float  # of learning, if every response came with its prompt
   repeated_bytes: float  # of caches read by a decode step, likewise, over what is read
+  examples: int  # answered before the stage, at most, to choose among them
   advice: list[str]
 
   @property
@@ -91,6 +93,11 @@ class Plan:
   @property
   def step_seconds(self) -> float:
     return sum(phase.seconds for phase in self.times)
+
+  @property
+  def choosing_seconds(self) -> float:
+    sampling = sum(phase.seconds for phase in self.times if phase.name in ("prefill", "decode"))
+    return -(-self.examples // self.load.prompts) * sampling
 
 
 def plan(config: ConfigDict, topology: str, stage: str, use: Use, *, sweep: bool = False) -> Plan:
@@ -158,6 +165,7 @@ def compiled(design: Design, topology: str, stage: str, chip: Chip, use: Use) ->
     times=times,
     repeated_flops=load.prompts * costs.gradient(model, tokens, pairs, tokens, recomputed(config)),
     repeated_bytes=load.group * (load.prompt + own) / (load.prompt + load.group * own),
+    examples=len(TASKS) * config.data.examples if settings.below or settings.bins else 0,
     advice=[],
   )
   return replace(found, advice=advice(found))

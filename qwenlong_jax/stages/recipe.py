@@ -131,6 +131,9 @@ def check(config: ConfigDict) -> None:
       raise ValueError(f"{key}={value} must be a finite number of at least 0")
   if config.data.worlds < 1:
     raise ValueError(f"data.worlds={config.data.worlds} must be at least 1, the real one")
+  for name, stage in config.stages.items():
+    if not 0 <= stage.below <= 1 or stage.bins < 0:
+      raise ValueError(f"stages.{name}.below={stage.below} must be of 0 to 1, and bins={stage.bins} at least 0")
   if not plan_of(config):
     raise ValueError("nothing to do: warmstart.steps is 0 and no stage has steps; set one of them")
   steps, warmup = config.warmstart.steps, config.warmstart.warmup_steps

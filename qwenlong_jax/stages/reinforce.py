@@ -8,6 +8,7 @@ Letters: P prompts, p of them of this process, G responses to each, R response s
 
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,16 +17,18 @@ import optax
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from qwenlong_jax import rewards
 from qwenlong_jax.data import loading
 from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl import advantages, aepo, clipping, loss, packing
 from qwenlong_jax.rl.learner import Learner, Ratio, TrainState
 from qwenlong_jax.rollout.weights import for_decoding
-from qwenlong_jax.stages import budget
+from qwenlong_jax.stages import budget, difficulty
+from qwenlong_jax.stages.answering import answer, rewards_of, score
 from qwenlong_jax.stages.session import Session
-from qwenlong_jax.stages.setup import Design, Workshop, data_folder, on_devices, prompt_slots, sampling_of, tokenize
+from qwenlong_jax.stages.setup import Design, Workshop, on_devices, prompt_slots, sampling_of, tokenize
 from qwenlong_jax.types import TASKS, Array, Example, Rollout, Score
+
+_BEFORE = 2**31 - 1  # folded into a stage's key where its steps fold theirs
 
 
 def make_learner(shop: Design) -> Learner:
@@ -60,7 +63,18 @@ def train(
   replays = config.sampling.replay_experts and "moe" in shop.model.layer_kinds
   engine = budget.sampler(shop, learner, config.batch.prompts, slots, group=group, sampling=sampling, record=replays)
   key = jax.random.fold_in(jax.random.key(config.seed), number)
-  folder = data_folder(shop, "train", stage.prompt_tokens, config.data.examples)
+  ask = partial(
+    answer,
+    shop,
+    engine,
+    jax.random.fold_in(key, _BEFORE),
+    size=config.batch.prompts,
+    slots=slots,
+    group=group,
+    sampling=sampling,
+    what=f"before {name}",
+  )
+  folder = difficulty.training_data(shop, session, state, name, ask)
 
   mesh, settings = shop.mesh, config.data
   mine = hosts.rows(mesh, config.batch.prompts)
@@ -130,21 +144,6 @@ def train(
       tokens = int(length.sum() + prompts.length.sum())
       session.finish_step(first + index, state, row, tokens, last=index + 1 == stage.steps)
   return state
-
-
-def score(shop: Workshop, examples: list[Example], sampled: Rollout) -> list[list[Score]]:
-  """Each response's score, [P][G]."""
-  return [
-    [
-      rewards.score(example, shop.tokenizer.response_text(tokens[:length]))
-      for tokens, length in zip(group_tokens, lengths, strict=True)
-    ]
-    for example, group_tokens, lengths in zip(examples, sampled.tokens, sampled.length, strict=True)
-  ]
-
-
-def rewards_of(scores: list[list[Score]]) -> Float[np.ndarray, "P G"]:
-  return np.array([[one.reward for one in group] for group in scores])
 
 
 def dealt(reward: Float[np.ndarray, "P G"], config: ConfigDict, step: int) -> Float[np.ndarray, "P G"]:

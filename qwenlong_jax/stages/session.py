@@ -81,6 +81,12 @@ class Session:
       hosts.say(f"stopped by SIGTERM after {step} steps, which are saved; the same command goes on from there")
       raise SystemExit(STOPPED)
 
+  def stop_if_told(self, done: str) -> None:
+    """Ends the process between two steps if it was told to; `done` says what is kept beside the last checkpoint."""
+    if hosts.anywhere(self.terminated):
+      hosts.say(f"stopped by SIGTERM; {done}; the same command goes on from there")
+      raise SystemExit(STOPPED)
+
   def check_finite(self, finite: bool, limit: int) -> None:
     """Counts steps whose gradient was not finite; such a step has changed nothing.
 

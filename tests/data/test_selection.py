@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwenlong_jax.data import selection
-from qwenlong_jax.data.selection import Contamination, equal_per_bin, pass_bins, retrospective
+from qwenlong_jax.data.selection import Contamination, equal_per_bin, pass_bins
 from qwenlong_jax.types import Example, Span
 
 FACT = "the harbour master of Port Ellis counted forty two grey herons on the north pier at dawn"
@@ -142,8 +142,3 @@ def test_a_bin_that_is_too_small_is_named():
     equal_per_bin(["a"] * 3, [0.0, 0.1, 1.0], 4, seed=0, per_bin=2)
   with pytest.raises(ValueError, match="2 sources for 3 pass rates"):
     equal_per_bin(["a"] * 2, [0.0, 0.1, 1.0], 4, seed=0)
-
-
-def test_what_the_previous_stage_still_fails_is_kept():
-  assert retrospective([0, 0.5, 1, 0.25], below=0.5) == [0, 3]
-  assert retrospective([0, 0.5, 1, 0.25], below=1) == [0, 1, 3]

@@ -87,4 +87,3 @@ def test_rows_go_to_the_devices_in_order():
   rows = jax.device_put(np.arange(16).reshape(16, 1), rules.rows(mesh))
   held = {shard.device: np.asarray(shard.data)[:, 0].tolist() for shard in rows.addressable_shards}
   assert [held[device] for device in mesh.devices.flat] == [[2 * i, 2 * i + 1] for i in range(8)]
-  assert jax.device_put(np.zeros(3), rules.replicated(mesh)).is_fully_replicated

@@ -21,7 +21,7 @@ def get_config(kind=""):
   c.warmstart.warmup_steps = 2
   c.warmstart.rows = 4
   c.stages.one = stage(steps=4, prompt_tokens=80, response_tokens=8)
-  c.stages.two = stage(steps=4, prompt_tokens=100, response_tokens=8)
+  c.stages.two = stage(steps=4, prompt_tokens=100, response_tokens=8, below=0.75)
   c.batch.prompts = 5
   c.batch.group = 4
   c.optimizer.learning_rate = 1e-3

@@ -39,7 +39,8 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 @needs_libtpu
 def test_a_plan_says_what_a_step_takes(tmp_path):
-  small = ["--config.mesh.ring=2", "--config.model.dtype=bfloat16", "--config.model.remat=True"]
+  small = ["--config.stages.rl2.below=1.0", "--config.mesh.ring=2"]
+  small += ["--config.model.dtype=bfloat16", "--config.model.remat=True"]
   found, said = planned(tmp_path, "--config=tiny.py", "--topology=v5p:2x2x1", "--config.mesh.data=2", *small)
   assert (found["chips"], found["data"], found["ring"], found["stage"]) == (4, 2, 2, "rl2")
   assert [program["name"] for program in found["programs"]] == ["learn", "sample", "relayout"]
@@ -48,6 +49,9 @@ def test_a_plan_says_what_a_step_takes(tmp_path):
   assert len(parameters) == 1 and optimizer.pop() == pytest.approx(2 * parameters.pop(), rel=1e-3)  # two moments
   assert all(size >= 0 for program in found["programs"] for size in program["kinds"].values())
   assert [phase["name"] for phase in found["times"]] == ["relayout", "prefill", "decode", "learn"]
+  # 10,000 examples are 500 batches of 20: as much sampling as 500 steps do.
+  sampling = sum(phase["seconds"] for phase in found["times"] if phase["name"] in ("prefill", "decode"))
+  assert f"among up to 10,000 examples, {500 * sampling * 4 / 3600:,.0f} chip-hours" in said
   assert "chip-hours" in said and (tmp_path / "plan.png").stat().st_size > 10_000
 
 

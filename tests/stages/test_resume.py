@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("small.py")
 STEPS = {"warmstart": range(6), "one": range(6, 10), "two": range(10, 14)}
 LAST = 14
-TIMEOUT = 300
+TIMEOUT = 900
 
 
 @pytest.fixture(scope="module")
