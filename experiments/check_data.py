@@ -8,8 +8,8 @@ Reads {train,validation,test} below --data, and the documents again. Of each sam
 document's own text at the characters given, its bytes unchanged (source), that the excerpts with evidence are enough
 (oracle), that lengths and fields are as said (fields). Of a question that a model wrote about a table the query is
 known, and run anew; of one over its triples the passages, that they chain and stand there; of any other nothing
-recomputes the answer, and only source and fields are checked. Of the data set: no question twice, no document in two
-splits.
+recomputes the answer, and only source and fields are checked. Of the data set: no question twice, no document and
+no table in two splits.
 Prints a table; exits with 1 and the first that are wrong if any is.
 """
 
@@ -38,7 +38,8 @@ UNKNOWN = ("right", "evidence", "oracle")  # where there is not exactly one answ
 WRITTEN = ("source", "fields")  # what is checked of a model's question
 NO_DOCUMENT = ("conversation", "frame")  # what is said between excerpts; titles, and headings said again
 OTHER_FORMATS = {".html", ".htm", ".pdf", ".parquet", ".arrow"}  # whose text an extractor makes
-IN_PARTS = (".csv", ".tsv", ".parquet", ".arrow")  # files of many documents, whose hash all of them bear
+IN_PARTS = (".csv", ".tsv")  # files of several documents, all of which lie in one split
+IN_ROWS = (".parquet", ".arrow")  # files of documents that may lie in several, whose hash all of them bear
 Record = dict[str, Any]
 Problem = tuple[str, str, str]  # (of what, which aspect, why)
 
@@ -187,14 +188,15 @@ class Library:
     return next((path for path in candidates if path.is_file()), None)
 
   def holds_all(self, pieces: Iterable[str]) -> Path | None:
-    """A document in which all the pieces stand."""
+    """A file in which all the pieces stand."""
     wanted = list(pieces)
     for root in self.roots:
       for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix.lower() not in OTHER_FORMATS | {".jsonl"}:
           raw = _bytes(path)
           texts = parts(raw) if path.suffix.lower() in (".csv", ".tsv") else [decoded(raw)]
-          if any(all(piece in text for piece in wanted) for text in map(cleaned, texts)):
+          texts = list(map(cleaned, texts))
+          if all(any(piece in text for text in texts) for piece in wanted):
             return path
     return None
 
@@ -270,22 +272,28 @@ def twice(samples: Sequence[tuple[str, Record]]) -> Iterator[Problem]:
 
 
 def shared(samples: Sequence[tuple[str, Record]], library: Library) -> Iterator[Problem]:
-  """Documents of two splits: by the evidence's ids and hashes, and by titles where a document holds the excerpts."""
+  """Documents and tables of two splits: by the ids, paths and hashes of evidence, by titles where a file holds the
+  excerpts."""
   by_name: dict[str, set[str]] = defaultdict(set)
   by_title: dict[str, dict[str, Excerpt]] = defaultdict(dict)
   for split, record in samples:
     for source in record["provenance"]["documents"]:
       by_name[source["id"]].add(split)
-      if "#" not in source["id"] or not source["path"].lower().endswith(IN_PARTS):
+      if not source["path"].lower().endswith(IN_ROWS):
         by_name[source["sha256"]].add(split)
+      if source["path"].lower().endswith(IN_PARTS):
+        by_name[source["path"]].add(split)
     for excerpt in excerpts(record["context"]):
-      by_title[excerpt.title].setdefault(split, excerpt)
+      by_title[_PART.sub("", excerpt.title)].setdefault(split, excerpt)
   for name, splits in by_name.items():
     if len(splits) > 1:
       yield name, "shared", f"is evidence in {' and '.join(sorted(splits))}"
   for title, by_split in by_title.items():
     if len(by_split) > 1 and (path := library.holds_all(map(_piece, by_split.values()))):
       yield title, "shared", f"({path}) has excerpts in {' and '.join(sorted(by_split))}"
+
+
+_PART = re.compile(r", rows \d+ to \d+$")
 
 
 def _piece(excerpt: Excerpt) -> str:

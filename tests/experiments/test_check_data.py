@@ -186,16 +186,32 @@ def test_equal_titles_of_other_documents_are_not_shared(tmp_path):
   assert list(check_data.shared([("train", hop()), ("test", other)], library)) == []
 
 
-def test_rows_of_one_table_are_documents_of_their_own_but_not_the_same_rows(tmp_path):
+@pytest.mark.parametrize(
+  ("name", "found"), [("a.csv", ["0" * 64, "a.csv"]), ("a.parquet", []), ("a.jsonl", ["0" * 64])]
+)
+def test_parts_of_one_table_stay_in_one_split_and_records_need_not(tmp_path, name, found):
   write(tmp_path, [])
   library = check_data.Library([tmp_path / "documents"])
   one, other = hop(), total()
   for record, part in ((one, 1), (other, 2)):
     record["context"] = ""
-    record["provenance"]["documents"] = [{"id": f"a.csv#{part}", "path": "a.csv", "sha256": "0" * 64}]
-  assert list(check_data.shared([("train", one), ("test", other)], library)) == []
+    record["provenance"]["documents"] = [{"id": f"{name}#{part}", "path": name, "sha256": "0" * 64}]
+  assert [what for what, _, _ in check_data.shared([("train", one), ("test", other)], library)] == found
   other["provenance"]["documents"] = one["provenance"]["documents"]
-  assert [name for name, _, _ in check_data.shared([("train", one), ("test", other)], library)] == ["a.csv#1"]
+  assert f"{name}#1" in [what for what, _, _ in check_data.shared([("train", one), ("test", other)], library)]
+
+
+def test_a_table_in_two_splits_is_found_by_its_rows(tmp_path):
+  write(tmp_path, [])
+  rows = [f"town {number},{number * 37 % 100}" for number in range(80)]
+  (tmp_path / "documents" / "towns.csv").write_text("\n".join(["name,size", *rows]))
+  library = check_data.Library([tmp_path / "documents"])
+  one, other = hop(), total()
+  for record, first, last in ((one, 1, 40), (other, 41, 80)):
+    shown = "\n".join(f"| {row.replace(',', ' | ')} |" for row in rows[first - 1 : last])
+    page = f"=== towns, rows {first} to {last} ===\n| name | size |\n|---|---|\n{shown}\n\n"
+    record["context"], record["provenance"]["documents"] = page, []
+  assert [name for name, _, _ in check_data.shared([("train", one), ("test", other)], library)] == ["towns"]
 
 
 def test_a_file_that_is_not_what_its_manifest_says_is_refused(tmp_path):
