@@ -40,6 +40,11 @@ NO_DOCUMENT = ("conversation", "frame")  # what is said between excerpts; titles
 OTHER_FORMATS = {".html", ".htm", ".pdf", ".parquet", ".arrow"}  # whose text an extractor makes
 IN_PARTS = (".csv", ".tsv")  # files of several documents, all of which lie in one split
 IN_ROWS = (".parquet", ".arrow")  # files of documents that may lie in several, whose hash all of them bear
+# Those of other scripts, which nothing but reading tells apart.
+ENCODINGS = (
+  "cp1251", "koi8-r", "koi8-u", "iso8859-5", "cp866", "mac-cyrillic", "cp1253", "iso8859-7", "cp1255", "cp1256",
+  "iso8859-6", "cp1250", "iso8859-2", "cp1254", "cp1257", "cp874", "cp932", "euc-jp", "gb18030", "big5", "cp949",
+)  # fmt: skip
 Record = dict[str, Any]
 Problem = tuple[str, str, str]  # (of what, which aspect, why)
 
@@ -178,8 +183,7 @@ class Library:
     if path.suffix.lower() in OTHER_FORMATS:
       self.not_read += 1
       return ""
-    text = cleaned(_text(path, record, source["id"]))
-    if text[start:end] != quoted:
+    if not any(cleaned(text)[start:end] == quoted for text in _texts(path, record, source["id"])):
       return f"characters {start} to {end} of {source['id']} are not {quoted[:60]!r}"
     return ""
 
@@ -194,24 +198,30 @@ class Library:
       for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix.lower() not in OTHER_FORMATS | {".jsonl"}:
           raw = _bytes(path)
-          texts = parts(raw) if path.suffix.lower() in (".csv", ".tsv") else [decoded(raw)]
-          texts = list(map(cleaned, texts))
+          text = next(decoded(raw))
+          texts = list(map(cleaned, parts(text) if path.suffix.lower() in IN_PARTS else [text]))
           if all(any(piece in text for text in texts) for piece in wanted):
             return path
     return None
 
 
-def _text(path: Path, record: bytes, ident: str) -> str:
+def _texts(path: Path, record: bytes, ident: str) -> Iterator[str]:
+  """What the document may say, by each encoding that the file may have."""
   suffix = path.suffix.lower()
-  if suffix in (".csv", ".tsv"):
-    return parts(record)[int(ident.rpartition("#")[2]) - 1]
-  return json.loads(record)["text"] if suffix == ".jsonl" else decoded(record)
+  if suffix == ".jsonl":
+    yield json.loads(record)["text"]
+  elif suffix in IN_PARTS:
+    number = int(ident.rpartition("#")[2])
+    for text in decoded(record):
+      yield from parts(text)[number - 1 : number]
+  else:
+    yield from decoded(record)
 
 
 @lru_cache(maxsize=64)
-def parts(raw: bytes) -> list[str]:
+def parts(text: str) -> list[str]:
   """The documents of a table of separated values: equal parts of at most 50 rows as Markdown, each with the header."""
-  text = decoded(raw).strip("\r\n")
+  text = text.strip("\r\n")
   head = text.splitlines()[0]
   separator = max(",", ";", "\t", "|", key=head.count)
   lines = []
@@ -230,14 +240,16 @@ def _bytes(path: Path) -> bytes:
   return path.read_bytes()
 
 
-def decoded(raw: bytes) -> str:
+def decoded(raw: bytes) -> Iterator[str]:
+  """As UTF-8, else as it says, else by every encoding that fits, the usual ones first."""
   said = re.search(rb"coding[:=]\s*([-\w.]+)", raw[:400])
-  for encoding in ("utf-8-sig", said[1].decode() if said else "cp1252", "latin-1"):
+  for encoding in ("utf-8-sig", *([said[1].decode()] if said else []), "cp1252", "latin-1", *ENCODINGS):
     try:
-      return raw.decode(encoding)
+      yield raw.decode(encoding)
     except (UnicodeDecodeError, LookupError):
-      pass
-  raise AssertionError("latin-1 decodes every byte")
+      continue
+    if encoding == "utf-8-sig":
+      return
 
 
 _BREAKS = dict.fromkeys(map(ord, "\r\x0b\x0c\x85\u2028\u2029"), "\n")

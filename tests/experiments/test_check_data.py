@@ -214,6 +214,22 @@ def test_a_table_in_two_splits_is_found_by_its_rows(tmp_path):
   assert [name for name, _, _ in check_data.shared([("train", one), ("test", other)], library)] == ["towns"]
 
 
+@pytest.mark.parametrize(
+  ("encoding", "town"), [("utf-8", "Тверь"), ("cp1251", "Тверь"), ("koi8-r", "Тверь"), ("cp1252", "Lübeck")]
+)
+def test_a_table_is_read_again_in_whatever_encoding(tmp_path, encoding, town):
+  raw = f"name;year\n{town};1135\n".encode(encoding)
+  (tmp_path / "towns.csv").write_bytes(raw)
+  library, row = check_data.Library([tmp_path]), f"| {town} | 1135 |"
+  start = len("| name | year |\n|---|---|\n")
+  source = {"id": "towns.csv#1", "path": "towns.csv", "sha256": hashlib.sha256(raw).hexdigest()}
+  source |= {"start": 0, "end": len(raw), "characters": [start, start + len(row)]}
+  span = {"document": "towns.csv#1", "start": 0, "end": len(row)}
+  record = {"context": row, "evidence": [span], "provenance": {"documents": [source]}}
+  assert library.unlike(record) == ""
+  assert "towns.csv#1 are not" in library.unlike(record | {"context": row.replace("5", "6")})
+
+
 def test_a_file_that_is_not_what_its_manifest_says_is_refused(tmp_path):
   arguments = write(tmp_path, [("train", hop()), ("test", total())])
   manifest = tmp_path / "data/train/manifest.json"
@@ -449,7 +465,8 @@ def test_the_parts_of_a_table_file_are_those_that_reading_makes(tmp_path):
 
   path = tmp_path / "a.csv"
   path.write_text('n;"text; with";c\n' + "".join(f'{n};"two\nlines | bar";\n' for n in range(120)))
-  assert [document.text for document in read(path, tmp_path)] == check_data.parts(path.read_bytes())
+  text = next(check_data.decoded(path.read_bytes()))
+  assert [document.text for document in read(path, tmp_path)] == check_data.parts(text)
 
 
 FUNCTIONS = '''=== a.py ===
