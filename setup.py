@@ -13,7 +13,7 @@ for name, folder in FOLDERS.items():
 # Documents on their way to becoming tasks, and the models that are asked on it: who only trains does without.
 SYNTHESIS = [
   "bm25s>=0.3.16",
-  "charset-normalizer>=3.5",
+  "chardet>=7.7",
   "datasketch>=2.0",
   "diskcache>=5.6.3",
   "duckdb>=2.0",

@@ -103,8 +103,7 @@ def clean(text: str) -> str:
 def judge(document: Document, languages: Sequence[str] = ()) -> Rejected | None:
   """The first rule that the document breaks; `languages` are ISO 639-1 codes, none for any. Code speaks no language,
   nor does a table of separated values, which may be of figures alone."""
-  text, code = document.text, document.domain == "code"
-  table = PurePosixPath(document.source.path).suffix.lower() in TABLE_SUFFIXES
+  text, code, table = document.text, document.domain == "code", is_separated(document.source.path)
   if len(text) < SHORTEST:
     return Rejected(document.id, "too_short", f"{len(text)} characters; at least {SHORTEST}")
   if not table and (share := letters(text)) < FEWEST_LETTERS:
@@ -116,6 +115,11 @@ def judge(document: Document, languages: Sequence[str] = ()) -> Rejected | None:
   if languages and not code and not table and (found := language(text)) not in languages:
     return Rejected(document.id, "language", f"{found}; wanted {', '.join(languages)}")
   return None
+
+
+def is_separated(path: str) -> bool:
+  """Whether a file is a table of separated values, which becomes several documents."""
+  return PurePosixPath(path).suffix.lower() in TABLE_SUFFIXES
 
 
 def letters(text: str) -> float:

@@ -14,9 +14,12 @@ from qwenlong_jax.data.documents import needed
 
 SEPARATORS = ",;\t|"
 DETECTED = 2**18  # bytes that the detection of an encoding looks at
+LEAST_CONFIDENCE = 0.03  # chardet's; random bytes stay below, and tables of two lines in Cyrillic or Greek above
 
 _DECLARED = re.compile(rb"""(?:charset|coding|encoding)\s*[:=]\s*["']?([-\w.]+)""")
 _WORD = re.compile(rb"[A-Za-z\x80-\xff]+")
+# But for what may stand there: a soft hyphen, and the dot of "col·lecció".
+_SIGN_IN_WORD = re.compile(r"[^\W\d_][\xa1-\xa9\xab\xac\xae-\xb6\xb8-\xbf][^\W\d_]")
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?%?", re.IGNORECASE)
 _YEAR = re.compile(r"(?:1\d|20)\d\d")
@@ -138,16 +141,16 @@ def _declared(raw: bytes) -> str:
 
 
 def _looks_like(raw: bytes) -> str:
-  """Of Western scripts cp1252 unless that makes no text: what tells its neighbours apart is a letter here and there,
-  which detection guesses."""
-  detect, start = needed("charset_normalizer").from_bytes, raw[:DETECTED]
-  western = "cp1252" if _decodes(raw, "cp1252") else "latin-1"
-  if not _another_script(start) and detect(start, cp_isolation=[western]).best():
-    return western
-  best = detect(start).best()
-  if best is None:
+  """Of Western scripts cp1252 unless that leaves signs within words: what tells its neighbours apart is a letter here
+  and there, which detection guesses."""
+  chardet, start = needed("chardet"), raw[:DETECTED]
+  eras = chardet.EncodingEra.ALL & ~chardet.EncodingEra.MAINFRAME
+  found = chardet.detect(start, encoding_era=eras, compat_names=False)
+  other = _another_script(start)
+  if found["encoding"] is None or (other and found["confidence"] < LEAST_CONFIDENCE):
     raise Unreadable("binary", "no encoding makes a text of it")
-  return best.encoding
+  western = "cp1252" if _decodes(raw, "cp1252") else "latin-1"
+  return found["encoding"] if other or _SIGN_IN_WORD.search(start.decode(western)) else western
 
 
 def _decodes(raw: bytes, encoding: str) -> bool:

@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
   c.synthesis.train = 400  # samples of each task; they come in equal parts from all domains that bear the task
   c.synthesis.validation = 40
   c.synthesis.test = 60
-  c.synthesis.train_share = 70  # percent of the documents, by a hash of their names
+  c.synthesis.train_share = 70  # percent of the documents, by a hash of their names; of tables by size
   c.synthesis.validation_share = 10
   c.synthesis.test_share = 20
   c.synthesis.targets = (4096, 8192, 16384, 32768, 65536)  # tokens of a context, at most, by turns (Figure 3)

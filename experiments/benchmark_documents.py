@@ -1,14 +1,18 @@
-"""Reading a corpus: megabytes of text a core-minute by step, and that memory stays flat as documents become many.
+"""Reading a corpus: megabytes of text a core-minute by step and by format, and that memory stays flat as documents
+become many.
 
   python experiments/collect_documents.py --out=documents
   python experiments/benchmark_documents.py --corpus=documents     # 1 minute, four times the corpus on disk
+  python experiments/benchmark_documents.py --corpus=documents --suffixes=.html
 
 Runs the steps of `corpus.load` one after the other on every document, in a process of its own: over the corpus, and
 over several of it: itself, and copies whose letters are moved along the alphabet, which are other texts of the same
-kind. Time is that of the processor. Memory is anonymous memory at its end beyond that at the first document, and the
-peak beyond it, which holds the largest document on its way.
+kind. Time is that of the processor; a megabyte is one of the text that comes out, and of a format's files as well.
+Memory is anonymous memory at its end beyond that at the first document, and the peak beyond it, which holds the largest
+document on its way.
 """
 
+import math
 import re
 import string
 import subprocess
@@ -16,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,21 +31,29 @@ from qwenlong_jax.data.deduplication import Duplicates, signature
 from qwenlong_jax.data.documents import Document, clean, judge
 
 CORPUS = flags.DEFINE_string("corpus", None, "folder of documents", required=True)
+SUFFIXES = flags.DEFINE_list("suffixes", [".txt", ".md", ".rst", ".py", ".csv", ".html"], "formats to read")
 TIMES = flags.DEFINE_integer("times", 4, "of how many corpora the larger one is made")
 MEASURED = flags.DEFINE_bool("measured", False, "used by the program itself: this process is to measure")
 
-SUFFIXES = {".txt", ".md", ".rst", ".py"}
+# Letters of markup stay: tags with their attributes, and entities.
+_WORDS = {".html": re.compile(r"(?:<[^>]*>|&\w+;)+|[A-Za-z]+")}
 
 
 def copy(corpus: Path, out: Path, by: int) -> None:
-  """The plain texts of a corpus with their letters moved along the alphabet."""
+  """The files of a corpus with the letters of their text moved along the alphabet."""
   lower, upper = string.ascii_lowercase, string.ascii_uppercase
   moved = str.maketrans(lower + upper, lower[by:] + lower[:by] + upper[by:] + upper[:by])
+
+  def word(found: re.Match[str]) -> str:
+    return found[0] if found[0][0] in "<&" else found[0].translate(moved)
+
   for path in sorted(corpus.rglob("*")):
-    if path.suffix in SUFFIXES:
+    if path.suffix in SUFFIXES.value and path.is_file():
       target = out / str(by) / path.relative_to(corpus)
       target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_text(path.read_text(encoding="utf-8", errors="replace").translate(moved), encoding="utf-8")
+      text = path.read_text(encoding="utf-8", errors="replace")
+      text = _WORDS[path.suffix].sub(word, text) if path.suffix in _WORDS else text.translate(moved)
+      target.write_text(text, encoding="utf-8")
 
 
 def memory(field: str) -> float:
@@ -51,39 +63,66 @@ def memory(field: str) -> float:
 
 
 def measure(folder: Path) -> None:
-  """One row per step: what `corpus.load` does to each document."""
-  seconds: Counter[str] = Counter()
-  kept = size = 0
+  """A line per step, what `corpus.load` does to each document, and a line per format."""
+  seconds: Counter[tuple[str, str]] = Counter()
+  text: Counter[str] = Counter()
+  raw: Counter[str] = Counter()
+  for path in folder.rglob("*"):
+    raw[path.suffix] += path.stat().st_size if path.is_file() else 0
   duplicates = Duplicates()
-  found: Iterator = gather([folder])
-  document = next(found)
-  start, resident = memory("RssAnon"), memory("VmRSS")
-  while document is not None:
-    if isinstance(document, Document):
-      size += len(document.text.encode())
-      with timed("cleaning (part of reading)", seconds):
-        clean(document.text)
-      with timed("rules", seconds):
-        judge(document)
-      with timed("signatures", seconds):
-        signed = signature(document.text)
-      with timed("matching", seconds):
-        kept += duplicates.match(document.id, signed) is None
-    with timed("reading", seconds):
-      document = next(found, None)
-  print(f"{size / 1e6:.1f} MB of text, {kept:,} documents kept")
-  total = sum(seconds.values()) - seconds["cleaning (part of reading)"]
-  for step, spent in [*seconds.items(), ("all", total)]:
-    print(f"  {step:28}{size / 1e6 / (spent / 60):10,.0f} MB a core-minute")
+  kept, start, resident = 0, math.nan, math.nan
+  for of, document in read(folder, seconds):
+    if kept == 0:
+      start, resident = memory("RssAnon"), memory("VmRSS")
+    text[of] += len(document.text.encode())
+    with timed("cleaning (part of reading)", of, seconds):
+      clean(document.text)
+    with timed("rules", of, seconds):
+      judge(document)
+    with timed("signatures", of, seconds):
+      signed = signature(document.text)
+    with timed("matching", of, seconds):
+      kept += duplicates.match(document.id, signed) is None
+  print(f"{text.total() / 1e6:.1f} MB of text, {kept:,} documents kept")
+  for step in dict.fromkeys(step for _, step in seconds):
+    print(f"  {step:28}{rate(text.total(), sum(s for (_, other), s in seconds.items() if other == step))}")
+  print(f"  {'all':28}{rate(text.total(), whole(seconds, text))}")
+  for of in sorted(text):
+    spent = whole(seconds, [of])
+    print(f"  {'all of ' + of:28}{rate(text[of], spent)}, {raw[of] / 1e6 / spent * 60:,.0f} MB of its files")
   end, peak = memory("RssAnon") - start, memory("VmHWM") - resident
   print(f"  memory: {end:.0f} MB at the end, {1000 * end / kept:.1f} kB a document; at the peak {peak:.0f} MB")
 
 
+def read(folder: Path, seconds: Counter[tuple[str, str]]) -> Iterator[tuple[str, Document]]:
+  """(its format, a document)."""
+  found = gather([folder])
+  while True:
+    start = time.process_time()
+    document = next(found, None)
+    spent = time.process_time() - start
+    if document is None:
+      return
+    path = document.source.path if isinstance(document, Document) else document.path
+    of = Path(path).suffix.partition("#")[0]
+    seconds[of, "reading"] += spent  # type: ignore[assignment]
+    if isinstance(document, Document):
+      yield of, document
+
+
+def rate(size: float, seconds: float) -> str:
+  return f"{size / 1e6 / seconds * 60:10,.0f} MB a core-minute"
+
+
+def whole(seconds: Counter[tuple[str, str]], formats: Collection[str]) -> float:
+  return sum(s for (of, step), s in seconds.items() if of in formats and not step.startswith("cleaning"))
+
+
 @contextmanager
-def timed(step: str, seconds: Counter[str]) -> Iterator[None]:
+def timed(step: str, of: str, seconds: Counter[tuple[str, str]]) -> Iterator[None]:
   start = time.process_time()
   yield
-  seconds[step] += time.process_time() - start  # type: ignore[assignment]
+  seconds[of, step] += time.process_time() - start  # type: ignore[assignment]
 
 
 def main(argv: list[str]) -> None:

@@ -8,8 +8,8 @@ Reads {train,validation,test} below --data, and the documents again. Of each sam
 document's own text at the characters given, its bytes unchanged (source), that the excerpts with evidence are enough
 (oracle), that lengths and fields are as said (fields). Of a question that a model wrote about a table the query is
 known, and run anew; of one over its triples the passages, that they chain and stand there; of any other nothing
-recomputes the answer, and only source and fields are checked. Of the data set: no question twice, no document in two
-splits.
+recomputes the answer, and only source and fields are checked. Of the data set: no question twice, no document and
+no table in two splits.
 Prints a table; exits with 1 and the first that are wrong if any is.
 """
 
@@ -38,7 +38,13 @@ UNKNOWN = ("right", "evidence", "oracle")  # where there is not exactly one answ
 WRITTEN = ("source", "fields")  # what is checked of a model's question
 NO_DOCUMENT = ("conversation", "frame")  # what is said between excerpts; titles, and headings said again
 OTHER_FORMATS = {".html", ".htm", ".pdf", ".parquet", ".arrow"}  # whose text an extractor makes
-IN_PARTS = (".csv", ".tsv", ".parquet", ".arrow")  # files of many documents, whose hash all of them bear
+IN_PARTS = (".csv", ".tsv")  # files of several documents, all of which lie in one split
+IN_ROWS = (".parquet", ".arrow")  # files of documents that may lie in several, whose hash all of them bear
+# Those of other scripts, which nothing but reading tells apart.
+ENCODINGS = (
+  "cp1251", "koi8-r", "koi8-u", "iso8859-5", "cp866", "mac-cyrillic", "cp1253", "iso8859-7", "cp1255", "cp1256",
+  "iso8859-6", "cp1250", "iso8859-2", "cp1254", "cp1257", "cp874", "cp932", "euc-jp", "gb18030", "big5", "cp949",
+)  # fmt: skip
 Record = dict[str, Any]
 Problem = tuple[str, str, str]  # (of what, which aspect, why)
 
@@ -177,8 +183,7 @@ class Library:
     if path.suffix.lower() in OTHER_FORMATS:
       self.not_read += 1
       return ""
-    text = cleaned(_text(path, record, source["id"]))
-    if text[start:end] != quoted:
+    if not any(cleaned(text)[start:end] == quoted for text in _texts(path, record, source["id"])):
       return f"characters {start} to {end} of {source['id']} are not {quoted[:60]!r}"
     return ""
 
@@ -187,29 +192,36 @@ class Library:
     return next((path for path in candidates if path.is_file()), None)
 
   def holds_all(self, pieces: Iterable[str]) -> Path | None:
-    """A document in which all the pieces stand."""
+    """A file in which all the pieces stand."""
     wanted = list(pieces)
     for root in self.roots:
       for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix.lower() not in OTHER_FORMATS | {".jsonl"}:
           raw = _bytes(path)
-          texts = parts(raw) if path.suffix.lower() in (".csv", ".tsv") else [decoded(raw)]
-          if any(all(piece in text for piece in wanted) for text in map(cleaned, texts)):
+          text = next(decoded(raw))
+          texts = list(map(cleaned, parts(text) if path.suffix.lower() in IN_PARTS else [text]))
+          if all(any(piece in text for text in texts) for piece in wanted):
             return path
     return None
 
 
-def _text(path: Path, record: bytes, ident: str) -> str:
+def _texts(path: Path, record: bytes, ident: str) -> Iterator[str]:
+  """What the document may say, by each encoding that the file may have."""
   suffix = path.suffix.lower()
-  if suffix in (".csv", ".tsv"):
-    return parts(record)[int(ident.rpartition("#")[2]) - 1]
-  return json.loads(record)["text"] if suffix == ".jsonl" else decoded(record)
+  if suffix == ".jsonl":
+    yield json.loads(record)["text"]
+  elif suffix in IN_PARTS:
+    number = int(ident.rpartition("#")[2])
+    for text in decoded(record):
+      yield from parts(text)[number - 1 : number]
+  else:
+    yield from decoded(record)
 
 
 @lru_cache(maxsize=64)
-def parts(raw: bytes) -> list[str]:
+def parts(text: str) -> list[str]:
   """The documents of a table of separated values: equal parts of at most 50 rows as Markdown, each with the header."""
-  text = decoded(raw).strip("\r\n")
+  text = text.strip("\r\n")
   head = text.splitlines()[0]
   separator = max(",", ";", "\t", "|", key=head.count)
   lines = []
@@ -228,14 +240,16 @@ def _bytes(path: Path) -> bytes:
   return path.read_bytes()
 
 
-def decoded(raw: bytes) -> str:
+def decoded(raw: bytes) -> Iterator[str]:
+  """As UTF-8, else as it says, else by every encoding that fits, the usual ones first."""
   said = re.search(rb"coding[:=]\s*([-\w.]+)", raw[:400])
-  for encoding in ("utf-8-sig", said[1].decode() if said else "cp1252", "latin-1"):
+  for encoding in ("utf-8-sig", *([said[1].decode()] if said else []), "cp1252", "latin-1", *ENCODINGS):
     try:
-      return raw.decode(encoding)
+      yield raw.decode(encoding)
     except (UnicodeDecodeError, LookupError):
-      pass
-  raise AssertionError("latin-1 decodes every byte")
+      continue
+    if encoding == "utf-8-sig":
+      return
 
 
 _BREAKS = dict.fromkeys(map(ord, "\r\x0b\x0c\x85\u2028\u2029"), "\n")
@@ -270,22 +284,28 @@ def twice(samples: Sequence[tuple[str, Record]]) -> Iterator[Problem]:
 
 
 def shared(samples: Sequence[tuple[str, Record]], library: Library) -> Iterator[Problem]:
-  """Documents of two splits: by the evidence's ids and hashes, and by titles where a document holds the excerpts."""
+  """Documents and tables of two splits: by the ids, paths and hashes of evidence, by titles where a file holds the
+  excerpts."""
   by_name: dict[str, set[str]] = defaultdict(set)
   by_title: dict[str, dict[str, Excerpt]] = defaultdict(dict)
   for split, record in samples:
     for source in record["provenance"]["documents"]:
       by_name[source["id"]].add(split)
-      if "#" not in source["id"] or not source["path"].lower().endswith(IN_PARTS):
+      if not source["path"].lower().endswith(IN_ROWS):
         by_name[source["sha256"]].add(split)
+      if source["path"].lower().endswith(IN_PARTS):
+        by_name[source["path"]].add(split)
     for excerpt in excerpts(record["context"]):
-      by_title[excerpt.title].setdefault(split, excerpt)
+      by_title[_PART.sub("", excerpt.title)].setdefault(split, excerpt)
   for name, splits in by_name.items():
     if len(splits) > 1:
       yield name, "shared", f"is evidence in {' and '.join(sorted(splits))}"
   for title, by_split in by_title.items():
     if len(by_split) > 1 and (path := library.holds_all(map(_piece, by_split.values()))):
       yield title, "shared", f"({path}) has excerpts in {' and '.join(sorted(by_split))}"
+
+
+_PART = re.compile(r", rows \d+ to \d+$")
 
 
 def _piece(excerpt: Excerpt) -> str:

@@ -2,7 +2,7 @@
 
 A page is an excerpt of one document: a line `=== name ===`, then sections in their order, `[...]` where some are left
 out, and again the heading and the table's header that one behind a gap belongs to. Pages with evidence are spread over
-the context at equal distances, from an offset that runs over all depths.
+the context at equal distances, from a random offset: any depth is as likely as another, whatever the sample's number.
 """
 
 from bisect import bisect_right
@@ -16,7 +16,6 @@ import numpy as np
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
 
 GAP = "\n[...]\n\n"
-_GOLDEN = 0.6180339887498949
 _MISSES = 40
 _SHORTEST = 300  # tokens that a piece of a page may always have: a section
 
@@ -113,7 +112,7 @@ class Context:
     return self.text[slice(*self.body(page))]
 
 
-def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int, number: int) -> Context | None:
+def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int) -> Context | None:
   """A context of at most `target` tokens by the sections' counts; None if what is needed leaves too little room.
 
   All pages have as many pieces as the one that needs most of them: gaps shall not tell where the evidence is.
@@ -147,7 +146,7 @@ def compose(corpus: Corpus, rng: np.random.Generator, draft: Draft, target: int,
   if len(pages) < 2:
     return None
   before = sorted(int(rng.random() * (len(pages) + 1)) for _ in draft.talk)
-  return render(corpus, _ordered(rng, list(needed), pages, number), draft.talk, before)
+  return render(corpus, _ordered(rng, list(needed), pages), draft.talk, before)
 
 
 def _distractors(corpus: Corpus, rng: np.random.Generator, draft: Draft) -> Iterator[Place]:
@@ -198,12 +197,12 @@ def _cost(corpus: Corpus, document: int, found: set[int]) -> int:
 
 
 def _ordered(
-  rng: np.random.Generator, needed: list[int], pages: dict[int, set[int]], number: int
+  rng: np.random.Generator, needed: list[int], pages: dict[int, set[int]]
 ) -> list[tuple[int, tuple[int, ...]]]:
-  """Needed pages at equal distances from an offset that sample after sample covers evenly, the others between them."""
+  """Needed pages at equal distances from a random offset, the others between them."""
   others = [document for document in pages if document not in set(needed)]
   order = [others[n] for n in rng.permutation(len(others))]
-  offset = (number * _GOLDEN + rng.random() * 0.1) % 1.0
+  offset = rng.random()
   needed = [needed[n] for n in rng.permutation(len(needed))]
   for place, document in enumerate(needed):
     order.insert(int((place + offset) / len(needed) * (len(order) + 1)), document)

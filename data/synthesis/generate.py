@@ -23,6 +23,7 @@ KINDS = {
   "dialogue_memory": dialogue.KINDS,
   "corpus_numeric": tuple(kind for kind in corpus_tables.KINDS if kind != "ranking"),
 }
+TOLERANCE = 1.25  # times its target, which counts sections alone, a sample may be long; never longer than all targets
 _DRAWS = 12
 
 
@@ -86,15 +87,15 @@ def make(
 def finish(
   corpus: Corpus, rng: np.random.Generator, order: Order, draft: Draft, target: int, length: Callable[[str], int]
 ) -> Example | str:
-  """The example that a draft becomes in a context of at most `target` tokens, or in a word why it does not."""
-  context = compose(corpus, rng, draft, target, order.number)
+  """The example that a draft becomes in a context of about `target` tokens, or in a word why it does not."""
+  context = compose(corpus, rng, draft, target)
   if context is None:
     return "does_not_fit"
   asked = draft.ask(context)
   if asked is None:
     return "context_does_not_bear_it"
   tokens = length(context.text) + length(asked.question)
-  if not target // 2 <= tokens <= max(order.targets):
+  if not target / 2 <= tokens <= min(TOLERANCE * target, max(order.targets)):
     return "length"
   evidence = _evidence(corpus, draft, asked, context)
   if evidence is None:
@@ -160,6 +161,6 @@ def capable(corpus: Corpus, task: str, targets: Sequence[int], tries: int = 12) 
     rng = np.random.default_rng([number, TASKS.index(task)])
     target = aimed_at(rng, order)
     draft = make(rng, corpus, task, _kind(corpus, order, 0), target, number)
-    if draft is not None and compose(corpus, rng, draft, target, number) is not None:
+    if draft is not None and compose(corpus, rng, draft, target) is not None:
       return True
   return False

@@ -25,7 +25,7 @@ import numpy as np
 
 from qwenlong_jax.data.corpus import documents_of, files
 from qwenlong_jax.data.deduplication import Duplicates, Signature, signature
-from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, judge
+from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, is_separated, judge
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import Order, capable, sample
@@ -74,8 +74,8 @@ def read_chunk(settings: Settings, chunk: Chunk) -> None:
   write_text(part, json.dumps({"documents": documents, "refused": refused, "digests": digests}, ensure_ascii=False))
 
 
-def gather(settings: Settings, parts: Iterable[Path]) -> None:
-  """Deals the documents of all parts, in order and without repeats, to clusters; memory holds none of their text."""
+def gather(settings: Settings, chunks: Sequence[Chunk]) -> None:
+  """Deals the documents of all chunks, in order and without repeats, to clusters; memory holds none of their text."""
   folder = settings.parts("clusters")
   done = folder / "counts.json"
   if done.exists():
@@ -86,7 +86,9 @@ def gather(settings: Settings, parts: Iterable[Path]) -> None:
   counts: dict[str, Any] = {"documents": 0, "characters": 0, "bytes": 0, "domains": {}, "splits": {}}
   for path in folder.glob("*.jsonl"):
     path.unlink()
-  for part in parts:
+  tables = splits_of_tables(settings, chunks)
+  for chunk in chunks:
+    part = chunk.part(settings)
     read_part = json.loads(part.read_text(encoding="utf-8"))
     refused += read_part["refused"]
     with np.load(part.with_suffix(".npz")) as arrays:
@@ -96,7 +98,8 @@ def gather(settings: Settings, parts: Iterable[Path]) -> None:
           reason = "duplicate" if match.exact else "near_duplicate"
           refused.append({"path": fields["id"], "reason": reason, "detail": f"of {match.first}, {match.jaccard:.2f}"})
           continue
-        key = split_of(fields["id"], settings.shares), fields["domain"]
+        split = tables.get(fields["source"]["path"]) or split_of(fields["id"], settings.shares)
+        key = split, fields["domain"]
         sizes[key] = sizes.get(key, 0) + 1
         cluster = Cluster(*key, (sizes[key] - 1) // settings.cluster)
         with (folder / f"{cluster.name}.jsonl").open("a", encoding="utf-8") as file:
@@ -108,6 +111,32 @@ def gather(settings: Settings, parts: Iterable[Path]) -> None:
           counts[group][value] = counts[group].get(value, 0) + 1
   write_text(folder / "refused.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in refused))
   write_text(done, json.dumps(counts, indent=2))
+
+
+def splits_of_tables(settings: Settings, chunks: Iterable[Chunk]) -> dict[str, str]:
+  """By the path of each file of separated values the split that all its parts go to. Of each domain the largest file is
+  dealt first, each to the split that lacks most of its share of their parts."""
+  sizes: Counter[str] = Counter()
+  domains: dict[str, str] = {}
+  for chunk in chunks:
+    if not any(is_separated(path.name) for _, path, _ in chunk.files):
+      continue
+    for fields in json.loads(chunk.part(settings).read_text(encoding="utf-8"))["documents"]:
+      path = fields["source"]["path"]
+      if is_separated(path):
+        sizes[path] += 1
+        domains.setdefault(path, fields["domain"])
+  shares = {split: share for split, share in settings.shares if share}
+  lacking = {
+    (domain, split): share * sum(sizes[path] for path in sizes if domains[path] == domain) / sum(shares.values())
+    for domain in set(domains.values())
+    for split, share in shares.items()
+  }
+  dealt: dict[str, str] = {}
+  for path in sorted(sizes, key=lambda path: (-sizes[path], path)):
+    dealt[path] = max(shares, key=lambda split: lacking[domains[path], split])
+    lacking[domains[path], dealt[path]] -= sizes[path]
+  return dealt
 
 
 def split_of(ident: str, shares: Sequence[tuple[str, int]]) -> str:

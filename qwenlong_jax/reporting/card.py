@@ -67,8 +67,9 @@ Each split is a folder of ArrayRecord files, a JSON record for each sample: `id`
 (domain, kind, seed, the program that gave the answer, documents with their SHA-256).
 `qwenlong_jax.data.loading.read_each` reads them; `python experiments/export_data.py` writes them as JSONL or Parquet.
 
-Documents are parted by a hash of their names: no document lies in two splits. A table's parts of 50 rows are documents
-of their own, so rows of one CSV file may lie in different splits, and so may records of one JSONL or Parquet file."""
+Documents are parted by a hash of their names, files of separated values whole and by their size: no document and no
+table lies in two splits. Records of one JSONL or Parquet file are documents of their own, which may lie in different
+splits."""
 
 
 def front_matter(name: str, count: int, known: bool, languages: Sequence[str]) -> str:

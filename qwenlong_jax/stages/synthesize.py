@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     raise ValueError(f"no files in {', '.join(settings.documents)}; config.documents names folders of documents")
   inventory.check(settings, chunks)
   run_all("reading", steps.read_chunk, settings, chunks)
-  steps.gather(settings, (chunk.part(settings) for chunk in chunks))
+  steps.gather(settings, chunks)
   counts = json.loads((settings.parts("clusters") / "counts.json").read_text(encoding="utf-8"))
   if not counts["documents"]:
     raise ValueError(f"none of the files in {', '.join(settings.documents)} is a document: {_refused(settings)}")

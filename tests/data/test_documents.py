@@ -1,7 +1,9 @@
 """Files of every kind, whole and broken, become documents or are refused with a reason."""
 
+import gzip
 import json
 import os
+import random
 import sys
 import unicodedata
 
@@ -105,6 +107,40 @@ def test_western_text_that_declares_nothing_is_no_other_alphabet(name, times):
   text = WESTERN[name] * times
   assert formats.decode(text.encode("cp1252")) == text
   assert formats.decode(text.encode("latin-1")) == text
+
+
+TABLES = {
+  "Russian": ("Имя;Год\nИван;1980\nОльга;1991\n", ("cp1251", "koi8-r", "iso8859-5", "cp866")),
+  "Russian, one row": ("город,год\nМосква,1147\n", ("cp1251", "koi8-r", "iso8859-5")),
+  "Ukrainian": ("Місто;Населення\nКиїв;2952301\nЛьвів;717273\n", ("cp1251", "koi8-u")),
+  "Greek": ("Πόλη;Πληθυσμός;Έκταση\nΑθήνα;643452;38\nΠάτρα;168034;125\n", ("cp1253", "iso8859-7")),
+  "Greek, names": ("Όνομα;Έτος\nΜαρία;1980\nΝίκος;1991\n", ("cp1253", "iso8859-7")),
+  "Arabic": ("المدينة;السكان\nالقاهرة;9539673\nالجيزة;4146340\n", ("cp1256", "iso8859-6")),
+  "half Russian": ("name;город\nMoscow;Москва\nKazan;Казань\n", ("cp1251", "koi8-r")),
+}
+
+
+@pytest.mark.parametrize("times", [1, 20])
+@pytest.mark.parametrize("name", TABLES)
+def test_short_tables_in_other_scripts_are_read(name, times):
+  text, encodings = TABLES[name]
+  for encoding in encodings:
+    assert formats.decode((text * times).encode(encoding)) == text * times, encoding
+
+
+def test_bytes_of_no_encoding_are_refused_also_where_all_of_them_are_letters_somewhere():
+  rng = random.Random(0)
+  bytes_above = [*range(128, 256), *b" \n"]
+  for alphabet in (range(1, 256), bytes_above):
+    refused = 0
+    for _ in range(50):
+      try:
+        formats.decode(bytes(rng.choices(alphabet, k=300)))
+      except formats.Unreadable:
+        refused += 1
+    assert refused >= 40
+  with pytest.raises(formats.Unreadable, match="binary"):
+    formats.decode(gzip.compress(PROSE.encode() * 50).replace(b"\0", b""))
 
 
 @pytest.mark.parametrize("encoding", OTHER_SCRIPTS)

@@ -186,16 +186,48 @@ def test_equal_titles_of_other_documents_are_not_shared(tmp_path):
   assert list(check_data.shared([("train", hop()), ("test", other)], library)) == []
 
 
-def test_rows_of_one_table_are_documents_of_their_own_but_not_the_same_rows(tmp_path):
+@pytest.mark.parametrize(
+  ("name", "found"), [("a.csv", ["0" * 64, "a.csv"]), ("a.parquet", []), ("a.jsonl", ["0" * 64])]
+)
+def test_parts_of_one_table_stay_in_one_split_and_records_need_not(tmp_path, name, found):
   write(tmp_path, [])
   library = check_data.Library([tmp_path / "documents"])
   one, other = hop(), total()
   for record, part in ((one, 1), (other, 2)):
     record["context"] = ""
-    record["provenance"]["documents"] = [{"id": f"a.csv#{part}", "path": "a.csv", "sha256": "0" * 64}]
-  assert list(check_data.shared([("train", one), ("test", other)], library)) == []
+    record["provenance"]["documents"] = [{"id": f"{name}#{part}", "path": name, "sha256": "0" * 64}]
+  assert [what for what, _, _ in check_data.shared([("train", one), ("test", other)], library)] == found
   other["provenance"]["documents"] = one["provenance"]["documents"]
-  assert [name for name, _, _ in check_data.shared([("train", one), ("test", other)], library)] == ["a.csv#1"]
+  assert f"{name}#1" in [what for what, _, _ in check_data.shared([("train", one), ("test", other)], library)]
+
+
+def test_a_table_in_two_splits_is_found_by_its_rows(tmp_path):
+  write(tmp_path, [])
+  rows = [f"town {number},{number * 37 % 100}" for number in range(80)]
+  (tmp_path / "documents" / "towns.csv").write_text("\n".join(["name,size", *rows]))
+  library = check_data.Library([tmp_path / "documents"])
+  one, other = hop(), total()
+  for record, first, last in ((one, 1, 40), (other, 41, 80)):
+    shown = "\n".join(f"| {row.replace(',', ' | ')} |" for row in rows[first - 1 : last])
+    page = f"=== towns, rows {first} to {last} ===\n| name | size |\n|---|---|\n{shown}\n\n"
+    record["context"], record["provenance"]["documents"] = page, []
+  assert [name for name, _, _ in check_data.shared([("train", one), ("test", other)], library)] == ["towns"]
+
+
+@pytest.mark.parametrize(
+  ("encoding", "town"), [("utf-8", "Тверь"), ("cp1251", "Тверь"), ("koi8-r", "Тверь"), ("cp1252", "Lübeck")]
+)
+def test_a_table_is_read_again_in_whatever_encoding(tmp_path, encoding, town):
+  raw = f"name;year\n{town};1135\n".encode(encoding)
+  (tmp_path / "towns.csv").write_bytes(raw)
+  library, row = check_data.Library([tmp_path]), f"| {town} | 1135 |"
+  start = len("| name | year |\n|---|---|\n")
+  source = {"id": "towns.csv#1", "path": "towns.csv", "sha256": hashlib.sha256(raw).hexdigest()}
+  source |= {"start": 0, "end": len(raw), "characters": [start, start + len(row)]}
+  span = {"document": "towns.csv#1", "start": 0, "end": len(row)}
+  record = {"context": row, "evidence": [span], "provenance": {"documents": [source]}}
+  assert library.unlike(record) == ""
+  assert "towns.csv#1 are not" in library.unlike(record | {"context": row.replace("5", "6")})
 
 
 def test_a_file_that_is_not_what_its_manifest_says_is_refused(tmp_path):
@@ -433,7 +465,8 @@ def test_the_parts_of_a_table_file_are_those_that_reading_makes(tmp_path):
 
   path = tmp_path / "a.csv"
   path.write_text('n;"text; with";c\n' + "".join(f'{n};"two\nlines | bar";\n' for n in range(120)))
-  assert [document.text for document in read(path, tmp_path)] == check_data.parts(path.read_bytes())
+  text = next(check_data.decoded(path.read_bytes()))
+  assert [document.text for document in read(path, tmp_path)] == check_data.parts(text)
 
 
 FUNCTIONS = '''=== a.py ===

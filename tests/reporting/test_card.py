@@ -43,7 +43,7 @@ def test_what_it_was_made_by_is_said(tmp_path, found):
 
 def test_what_the_splits_share_is_said(tmp_path, found):
   _, body = parted(data_card(write_making(tmp_path / "syn"), found))
-  assert "no document lies in two splits. A table's parts of 50 rows are documents\nof their own" in body
+  assert "no document and no\ntable lies in two splits. Records of one JSONL or Parquet file are" in body
 
 
 def test_a_model_that_took_part_is_named(tmp_path):

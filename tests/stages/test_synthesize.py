@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -322,6 +323,35 @@ def test_examples_that_are_too_long_for_a_stage_are_left_out(made: Path) -> None
   assert [example for example in every if example in kept] == kept
   with pytest.raises(ValueError, match="of at most 100 tokens; raise the stage's prompt_tokens"):
     setup.short_enough(made / "data" / "train", 100, 4, len)
+
+
+def test_all_parts_of_a_table_go_to_one_split_and_its_share_is_filled(tmp_path: Path) -> None:
+  folder = tmp_path / "documents"
+  folder.mkdir()
+  rows = {"large": 4000, "second": 1500, "third": 900, "fourth": 700, "small": 60}
+  for name, count in rows.items():
+    lines = [f"{name} {number},{number * 7919 % 9973},{number * 104729 % 7907}" for number in range(count)]
+    (folder / f"{name}.csv").write_text("\n".join(["name,size,weight", *lines]))
+  for number in range(40):
+    text = " ".join(f"w{number}x{word}" for word in range(60))
+    (folder / f"t{number}.jsonl").write_text(json.dumps({"text": f"The text no. {number} of some words: {text}."}))
+  settings = synthesize.settings_of(config_of(folder), tmp_path / "work")
+  for chunk in (chunks := steps.chunks(settings)):
+    steps.read_chunk(settings, chunk)
+  steps.gather(settings, chunks)
+  dealt: dict[str, Counter[str]] = defaultdict(Counter)
+  for cluster in steps.clusters(settings):
+    for document in steps.documents(settings, cluster):
+      dealt[document.source.path.partition(".csv")[0]][cluster.split] += 1
+  # Of 144 parts train's share is 72, the others' 36 each; validation is before test where they lack the same.
+  assert {name: dict(dealt[name]) for name in rows} == {
+    "large": {"train": 80},
+    "second": {"validation": 30},
+    "third": {"test": 18},
+    "fourth": {"test": 14},
+    "small": {"validation": 2},
+  }
+  assert len({split for name in dealt if name not in rows for split in dealt[name]}) == 3
 
 
 def test_roots_of_one_name_keep_their_documents_apart(tmp_path: Path) -> None:

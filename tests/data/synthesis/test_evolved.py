@@ -71,7 +71,7 @@ def test_a_document_no_longer_than_a_page_stays_whole(countries: Corpus) -> None
   tokens_of_it = sum(countries.tokens[4])
   for target, whole in ((10 * tokens_of_it, True), (10 * tokens_of_it - 1, False)):
     made = draft(countries, asked, group, target)
-    context = compose(countries, np.random.default_rng(0), made, target, 0)
+    context = compose(countries, np.random.default_rng(0), made, target)
     assert context is not None and (documents[1].text in context.text) is whole
 
 

@@ -32,6 +32,26 @@ def test_a_lonely_year_among_quantities_is_a_number_which_may_be_read_as_a_year(
 
 
 @pytest.mark.parametrize(
+  ("attribute", "values", "dated", "numeric"),
+  [
+    ("First published", "1850; 1912; 1999; 2003; 1788", True, False),
+    ("yearID", "1850; 1912; 1999; 2003; 1788", True, False),
+    ("Population", "1850; 1912; 1999; 2003; 1788", False, False),  # it may be either
+    ("Shares issued", "1850; 1912; 1999; 2003; 1788", False, False),
+    ("Population", "1850; 1912; 1,999; 2003; 1788", False, True),
+    ("Population", "1850; 1912; 990; 2003; 1788", False, True),
+    ("Bridge", "1850; March 1912; c. 1999; 2003; 17 May 1788", True, False),
+    ("Bridge", "1850; none; unknown; 2003; 1788", False, False),
+  ],
+)
+def test_numbers_are_years_where_their_name_says_so_or_what_stands_beside_them(
+  attribute: str, values: str, dated: bool, numeric: bool
+) -> None:
+  graph = Graph.of(corpus_of([f"{attribute}: {value}" for value in 3 * values.split("; ")]))
+  assert (graph.dated, graph.numeric) == ((attribute,) * dated, (attribute,) * numeric)
+
+
+@pytest.mark.parametrize(
   ("attribute", "values", "addable"),
   [
     ("column Rooms", ["4", "9", "2", "31"], True),

@@ -232,7 +232,7 @@ def test_nobody_goes_back_twice_in_a_row_and_a_refused_figure_is_said_as_often_a
     if draft is None:
       continue
     talk = "\n\n".join(draft.talk)
-    asked = draft.ask(compose(plays, np.random.default_rng(number), draft, 6000, 0))  # type: ignore[arg-type]
+    asked = draft.ask(compose(plays, np.random.default_rng(number), draft, 6000))  # type: ignore[arg-type]
     assert asked is not None
     assert {talk.count(candidate) for candidate in asked.candidates} == {2}
     subject = asked.program["subject"]
@@ -306,6 +306,25 @@ def test_evidence_is_found_at_all_depths(countries: Corpus) -> None:
   assert quarters.min() >= len(depths) // 12
 
 
+def test_the_first_samples_of_a_kind_have_their_evidence_at_all_depths_too(countries: Corpus) -> None:
+  # Of many corpora few samples of a kind are kept, the same numbers of each.
+  orders = [Order("multiple_choice", number, seed, TARGETS) for seed in range(30) for number in (3, 7)]
+  found = [example for order in orders if (example := generate.sample(countries, order, length)[0]) is not None]
+  both = [example for example in found if example.provenance["kind"] == "both"]
+  depths = [example.evidence[0].start / len(example.context) for example in both]
+  assert len(depths) > 30
+  assert np.histogram(depths, bins=4, range=(0, 1))[0].min() >= len(depths) // 8
+
+
+def test_a_sample_is_hardly_longer_than_its_own_target_be_another_target_long(plays: Corpus) -> None:
+  orders = [Order("dialogue_memory", number, 0, (2000, 6000)) for number in range(0, 60, 2)]
+  # More tokens than the sections' counts, as what is said between them may have.
+  found = [generate.sample(plays, order, lambda text: len(text) // 3)[0] for order in orders]
+  kept = [example.provenance for example in found if example is not None]
+  assert len(kept) > 10
+  assert all(said["target"] / 2 <= said["tokens"] <= 1.25 * said["target"] <= 2500 for said in kept)
+
+
 def test_an_answer_in_the_question_is_dropped(countries: Corpus) -> None:
   example = samples(countries, "multi_hop", 4)[0]
   told = Example(**{**vars(example), "question": f"{example.question} Is it {example.answer}?"})
@@ -319,6 +338,6 @@ def test_a_context_is_as_long_as_it_should_be(countries: Corpus) -> None:
   rng = np.random.default_rng(0)
   draft = generate.make(rng, countries, "reading_comprehension", "both", 6000, 0)
   assert draft is not None
-  context = compose(countries, rng, draft, 6000, 0)
+  context = compose(countries, rng, draft, 6000)
   assert context is not None
   assert 5000 < length(context.text) <= 6000
