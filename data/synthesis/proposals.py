@@ -26,6 +26,9 @@ _ORDERS = re.compile(
   re.IGNORECASE,
 )
 _SQUASHED = 6
+# Characters that one key stands for; each is one character before and after.
+_KEYS = str.maketrans("‘’‚‛“”„‟‐‑‒–—―−", "''''" + '"' * 4 + "-" * 7)
+_IN_BRACKETS = re.compile(r"\w\s+\([^()]*\)$")
 
 
 class Quote(Schema):
@@ -118,15 +121,21 @@ def alike(question: str, earlier: Sequence[str], most: float) -> str:
 
 
 def find(text: str, quote: str, whole: bool = False) -> tuple[int, int] | None:
-  """Where `quote` stands in `text`, word for word; only white space may differ (models join lines). With `whole`, it
-  neither begins nor ends inside a word.
+  """Where `quote` stands in `text`, word for word; only white space and what models write otherwise when they copy may
+  differ: curly and straight quotation marks, kinds of dashes, a full stop or dots around it. With `whole`, it neither
+  begins nor ends inside a word.
   """
-  words = quote.split()
-  if not words:
-    return None
-  pattern = r"\s+".join(map(re.escape, words))
-  match = re.search(rf"(?<!\w){pattern}(?!\w)" if whole else pattern, text)
-  return match.span() if match else None
+  copied = re.sub(r"^\s*\.{3}|[.,;:\s]+$", "", quote.translate(_KEYS).replace("…", "..."))
+  loosely = _written(copied, whole).replace(r"\-", "-+")
+  for pattern, where in ((_written(quote, whole), text), (loosely, text.translate(_KEYS))):
+    if pattern and (match := re.search(pattern, where)):
+      return match.span()
+  return None
+
+
+def _written(quote: str, whole: bool) -> str:
+  pattern = r"\s+".join(map(re.escape, quote.split()))
+  return rf"(?<!\w){pattern}(?!\w)" if whole and pattern else pattern
 
 
 def gives_orders(text: str, start: int, end: int) -> bool:

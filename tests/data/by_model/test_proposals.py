@@ -33,6 +33,21 @@ def test_a_quote_may_join_lines_and_nothing_else():
   assert find(HARBOUR.text, "") is None
 
 
+def test_a_quote_may_be_typed_with_other_keys():
+  text = 'The “Vell” quay—Ada Morn’s work -- cost 4–5 crowns. It held,\nshe said.'
+  for quote, said in [
+    ("Ada Morn's work — cost 4-5 crowns", "Ada Morn’s work -- cost 4–5 crowns"),
+    ('The "Vell" quay-Ada Morn’s', "The “Vell” quay—Ada Morn’s"),
+    ("...work -- cost 4–5 crowns.", "work -- cost 4–5 crowns."),
+    ("It held.", "It held"),
+    ("It held, she said…", "It held,\nshe said"),
+  ]:
+    start, end = find(text, quote)
+    assert text[start:end].rstrip(".") == said.rstrip(".")
+  assert find(text, "Ada Morns work") is None and find(text, "cost 45 crowns") is None
+  assert find(text, "cost ... crowns") is None and find(text, "...") is None
+
+
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
