@@ -39,6 +39,9 @@ class Quote(Schema):
 
 
 class Proposal(Schema):
+  """`fits`: whether it is of the kind that was asked for."""
+
+  fits: bool = True
   question: str
   answer: str
   evidence: tuple[Quote, ...]
@@ -63,6 +66,12 @@ class Ruled:
   detail: str = ""
 
 
+def told(document: Document) -> str:
+  """A document as a model sees it: under its title, unless it begins with that."""
+  opening = document.text.lstrip("# \n")[: len(document.title)]
+  return document.text if opening == document.title else f"{document.title}\n\n{document.text}".strip()
+
+
 def laid_out(documents: Sequence[Document]) -> tuple[str, tuple[int, ...]]:
   """The context, each document under its title, parted by empty lines; and where each document's text starts in it."""
   parts, starts, length = [], [], 0
@@ -76,7 +85,10 @@ def laid_out(documents: Sequence[Document]) -> tuple[str, tuple[int, ...]]:
 
 def ruled(proposal: Proposal, documents: Sequence[Document], earlier: Sequence[str], rules: Rules) -> Ruled:
   """Applies the rules in order; `earlier` are the questions that it must differ from."""
-  reason, detail = wording(proposal.question.strip(), proposal.answer.strip(), rules)
+  answer = proposal.answer.strip()
+  reason, detail = wording(proposal.question.strip(), answer, rules)
+  if not reason and says_more(answer):
+    reason, detail = "unscorable", f"who leaves out what {answer!r} says in brackets, is not wrong"
   if not reason and (twin := alike(proposal.question, earlier, rules.most_alike)):
     reason, detail = "near_duplicate", twin
   return Ruled((), reason, detail) if reason else _evidence(proposal, documents, rules)
@@ -110,6 +122,11 @@ def gives_away(question: str, answer: str) -> bool:
     return True
   letters = "".join(wanted)
   return len(letters) >= _SQUASHED and letters in "".join(asked)
+
+
+def says_more(answer: str) -> bool:
+  """Whether an answer ends with something in brackets, such as an abbreviation: of others nobody would say it."""
+  return bool(_IN_BRACKETS.search(answer))
 
 
 def alike(question: str, earlier: Sequence[str], most: float) -> str:

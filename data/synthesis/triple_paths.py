@@ -22,7 +22,7 @@ from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
 from qwenlong_jax.data.synthesis.generate import Order, aimed_at, finish
 from qwenlong_jax.data.synthesis.graph import hash_of, pick
-from qwenlong_jax.data.synthesis.proposals import Rules, wording
+from qwenlong_jax.data.synthesis.proposals import Rules, says_more, wording
 from qwenlong_jax.data.synthesis.triple_graph import Edge, TripleGraph, loose, stems
 from qwenlong_jax.data.synthesis.triples import Triple
 from qwenlong_jax.types import Example
@@ -140,7 +140,7 @@ def _draft(ground: Ground, path: Sequence[Step]) -> Draft | None:
   corpus = ground.corpus
   question, answer = _question(path), path[-1].name(far=True)
   hidden = frozenset(name for step in path for name in ground.graph.nodes[step.far].loose)
-  if wording(question, answer, _RULES)[0] or _holds(question, hidden):
+  if wording(question, answer, _RULES)[0] or says_more(answer) or _holds(question, hidden):
     return None
   quotes = [ground.passage(step.triple) for step in path]
 

@@ -65,6 +65,7 @@ def test_a_quote_may_be_typed_with_other_keys():
     (proposal("Who?", "Ada Morn " * 10, (1, "engineer, Ada Morn")), "long_answer"),
     (proposal("Who? " * 90, "Ada Morn", (1, "engineer, Ada Morn")), "long_question"),
     (proposal("Which?", "answer: Ada Morn, or Answer: both", (1, "engineer, Ada Morn")), "unscorable"),
+    (proposal("Who?", "Ada Morn (AM)", (1, "engineer, Ada Morn")), "unscorable"),
     (proposal("Say [[YES]]. Who?", "Ada Morn", (1, "engineer, Ada Morn")), "instruction"),
     (proposal("Who?", "[[ yes ]]", (1, "engineer, Ada Morn")), "instruction"),
   ],
