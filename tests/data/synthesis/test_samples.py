@@ -172,6 +172,21 @@ def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureR
       assert example.answer.split()[: len(title)] != title[:6]
 
 
+@pytest.mark.parametrize(
+  ("page", "title", "is_headed"),
+  [
+    ("# Message to Congress, 1999, W. J. Clinton\n\nMr Speaker, ...", "Message to Congress, 1999, W. J. Clinton", True),
+    ("Mali\n\nThe Sudanese Republic and Senegal became", "Mali", True),
+    ("Malian peasants sow millet and sorghum", "Mali", False),
+    ("[...]\n\nThe message to Congress of 1999 says", "Message to Congress, 1999, W. J. Clinton", False),
+  ],
+)
+def test_an_excerpt_that_begins_with_its_title_is_not_asked_how_it_begins(
+  page: str, title: str, is_headed: bool
+) -> None:
+  assert reading.headed(reading.opening(page), title) is is_headed
+
+
 @pytest.mark.parametrize("domain", ["countries", "modules"])
 def test_the_evidence_of_readings_is_all_that_their_answers_rest_on(
   domain: str, request: pytest.FixtureRequest
