@@ -1,7 +1,8 @@
 """Multi-hop questions over facts that a model extracted: statements with unknowns in them, of which the last is asked.
 
 A path leads from a named entity through unnamed ones, each step stated in another document than the one before. Every
-step has exactly one end in the graph, by the graph's uncautious count. Such a graph is open: it does not know what was
+step has exactly one end in the graph, by the graph's uncautious count, and no sentence that states it goes on to another
+("joined A, and B a year later"), as whoever confirmed the triples said. Such a graph is open: it does not know what was
 not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph outside of
 the known passages names the near end of a step (or stands on a page named after it) together with a word of the
 step's relation: it might state another end. What stays possible is another end in words that share no stem with the
@@ -129,8 +130,10 @@ def _path(rng: np.random.Generator, graph: TripleGraph, first: Edge, steps: int)
 
 
 def _determined(graph: TripleGraph, path: Sequence[Step]) -> bool:
-  """Whether every step leads to exactly one entity, whatever could be its near end and its relation."""
-  return all(
+  """Whether every step leads to exactly one entity, whatever could be its near end and its relation, and no sentence
+  that states it goes on to another.
+  """
+  return not any(triple.shared for step in path for triple in step.edge.triples) and all(
     step.edge.relation.stems and graph.beyond(step.near, step.edge.relation, step.forward) == {step.far}
     for step in path
   )

@@ -8,7 +8,7 @@ that the ones make the others.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.prompts import Prompts
@@ -20,6 +20,7 @@ from qwenlong_jax.llm.structured import Schema, ask_json
 _GREEDY = Sampling(temperature=0.0, top_p=None)
 _LONGEST_ENTITY = 12
 _LONGEST_RELATION = 8
+_BOUND = re.compile(r"(?<=[.!?])\s|\n\s*\n")  # between sentences
 _BRACKETED = re.compile(r"(.+?)\s+\(([A-Z][A-Za-z.&-]{1,9})\)")
 _PRONOUNS = re.compile(
   r"he|she|it|they|him|hers?|them|this|that|these|those|his|its|theirs?|we|us|our|you|i|who|which", re.IGNORECASE
@@ -39,17 +40,19 @@ class Extraction(Schema):
   triples: tuple[Stated, ...]
 
 
-class Unstated(Schema):
-  """Lines, counted from 1."""
+class Verdicts(Schema):
+  """Numbers of lines, counted from 1."""
 
   unstated: tuple[int, ...]
+  shared: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Triple:
   """Characters [start, end) of the document's text say that `relation` holds between `head` and `tail`.
 
-  `head_start` and `tail_start` are where the two stand in the text, inside that passage.
+  `head_start` and `tail_start` are where the two stand in the text, inside that passage. `shared`: its sentence says the
+  same of another entity too, so that nobody can be asked for the one.
   """
 
   head: str
@@ -62,6 +65,7 @@ class Triple:
   tail_start: int
   model: str = ""
   prompt: str = ""
+  shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,11 @@ def extract(
 def _confirmed(
   found: Sequence[tuple[Document, Sequence[Triple]]], verifier: Completion, prompts: Prompts, sampling: Sampling
 ) -> tuple[list[Triple], list[Rejection]]:
-  """The triples that their passages state; one request for each document, which it does not see."""
+  """The triples that their passages state; one request for each document, of which it sees the passages' sentences."""
   asked = [prompts.stated.fill(texts=fenced([_statements(*of_one)], "text")) for of_one in found]
   good: list[Triple] = []
   bad = []
-  replies = ask_json(verifier, [ask(prompt, sampling=sampling) for prompt in asked], Unstated)
+  replies = ask_json(verifier, [ask(prompt, sampling=sampling) for prompt in asked], Verdicts)
   for (document, triples), reply in zip(found, replies):
     if reply.value is None:
       bad.append(Rejection(document.id, f"verifier_{reply.failure}", reply.detail))
@@ -121,16 +125,18 @@ def _confirmed(
       if number in reply.value.unstated:
         bad.append(Rejection(document.id, "unstated", f"({one.head} | {one.relation} | {one.tail})"))
       else:
-        good.append(one)
+        good.append(replace(one, shared=number in reply.value.shared))
   return good, bad
 
 
 def _statements(document: Document, triples: Sequence[Triple]) -> str:
-  """A line for each triple: its number, its passage, what it says."""
+  """A line for each triple: its number, its passage amid its sentence, what it says."""
   lines = []
   for number, one in enumerate(triples, start=1):
-    passage = " ".join(document.text[one.start : one.end].split())
-    lines.append(f"{number}. «{passage}» {one.head} {one.relation} {one.tail}.")
+    before = _BOUND.split(document.text[: one.start])[-1]
+    after = _BOUND.split(document.text[one.end :])[0]
+    said = f"{before}«{document.text[one.start : one.end]}»{after} => {one.head} {one.relation} {one.tail}"
+    lines.append(f"{number}. {' '.join(said.split())}")
   return "\n".join(lines)
 
 

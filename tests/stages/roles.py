@@ -162,6 +162,6 @@ WRITERS = {
   "Extract the facts": extract,
   "Which of them say the same": group,
   "Do they say the same of any two": lambda prompt: "[[YES]]",
-  "Which passages do not make their statement": lambda prompt: '{"unstated": []}',
+  "Which passages do not make their statement": lambda prompt: '{"unstated": [], "shared": []}',
   "May the question be asked": lambda prompt: "It names what it asks about.\n[[YES]]",
 }

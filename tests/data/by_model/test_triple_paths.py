@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def world() -> list:
 def reads(prompt: str, sample: int) -> str:
   """An extractor that finds all facts, and agrees to them."""
   if "Which passages do not make" in prompt:
-    return '{"unstated": []}'
+    return '{"unstated": [], "shared": []}'
   found = [match for match in FACT.finditer(prompt) if "\n\n" not in match[0]]
   triples = [{"head": m[1], "relation": m[2], "tail": m[3], "quote": m[0]} for m in found]
   return json.dumps({"triples": triples})
@@ -126,6 +126,16 @@ def test_the_checker_sees_a_broken_path(found):
     solve(program, cut)
   with pytest.raises(Unclear, match="breaks off"):
     solve(elsewhere, one.context)
+
+
+def test_a_fact_whose_sentence_goes_on_to_another_end_is_no_step(found):
+  one = samples(found, 1)[0].provenance["program"]["steps"][1]
+  assert about(found, "X " + one["relation"] + " Y") is not None
+  edges = [
+    replace(edge, triples=tuple(replace(t, shared=t.relation == one["relation"]) for t in edge.triples))
+    for edge in found.graph.edges
+  ]
+  assert about(Ground(found.corpus, replace(found.graph, edges=tuple(edges))), "X " + one["relation"] + " Y") is None
 
 
 def about(of: Ground, statement: str) -> Draft | None:

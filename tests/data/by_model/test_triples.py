@@ -21,8 +21,8 @@ def says(*triples: tuple[str, str, str, str]) -> str:
   return json.dumps({"triples": [dict(zip(names, triple)) for triple in triples]})
 
 
-def agrees(*unstated: int) -> Scripted:
-  return Scripted(lambda prompt, sample: json.dumps({"unstated": unstated}))
+def agrees(*unstated: int, shared: tuple[int, ...] = ()) -> Scripted:
+  return Scripted(lambda prompt, sample: json.dumps({"unstated": unstated, "shared": shared}))
 
 
 def run(*triples, documents=(HARBOUR,), count=20, verifier=agrees()):  # noqa: B008
@@ -79,9 +79,19 @@ def test_a_passage_that_does_not_state_the_fact_costs_the_triple():
   done = run(BUILT, sunk, DREDGED, verifier=judge)
   assert [one.relation for one in done.triples] == [BUILT[1], DREDGED[1]] and done.reasons == {"unstated": 1}
   shown = judge.asked[0].messages[0].content
-  assert "2. «Ada Morn, doubted that the quay would hold» Ada Morn doubted quay.\n3. «The harbour" in shown
+  assert "2. Its engineer, «Ada Morn, doubted that the quay would hold». => Ada Morn doubted quay\n3. «The" in shown
   lost = run(DREDGED, verifier=Scripted(lambda prompt, sample: Reply("", "length")))
   assert not lost.triples and lost.reasons == {"verifier_length": 1}
+
+
+def test_a_fact_of_several_stays_and_says_so():
+  text = "Vell was dry. Ada Morn joined the Guard in 1911, the Crew a year later. She left."
+  said = ("Ada Morn", "joins", "Guard", "Ada Morn joined the Guard in 1911")
+  judge = agrees(shared=(1,))
+  (triple,) = run(said, documents=(document("ada", text),), verifier=judge).triples
+  assert triple.shared
+  shown = judge.asked[0].messages[0].content
+  assert "\n1. «Ada Morn joined the Guard in 1911», the Crew a year later. => Ada Morn joins Guard\n" in shown
 
 
 def test_an_abbreviation_behind_a_name_is_no_part_of_it():
