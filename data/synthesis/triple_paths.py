@@ -1,9 +1,9 @@
 """Multi-hop questions over facts that a model extracted: statements with unknowns in them, of which the last is asked.
 
 A path leads from a named entity through unnamed ones, each step stated in another document than the one before. Every
-step has exactly one end in the graph, by the graph's uncautious count, and no sentence that states it goes on to another
-("joined A, and B a year later"), as whoever confirmed the triples said. Such a graph is open: it does not know what was
-not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph outside of
+step has exactly one end in the graph, by the graph's uncautious count, and no sentence that states it goes on to
+another ("joined A, and B a year later"), as whoever confirmed the triples said. Such a graph is open: it does not know
+what was not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph outside of
 the known passages names the near end of a step (or stands on a page named after it) together with a word of the
 step's relation: it might state another end. What stays possible is another end in words that share no stem with the
 relation, or with the near end behind a pronoun from an earlier paragraph; and that two documents mean different

@@ -51,8 +51,8 @@ class Verdicts(Schema):
 class Triple:
   """Characters [start, end) of the document's text say that `relation` holds between `head` and `tail`.
 
-  `head_start` and `tail_start` are where the two stand in the text, inside that passage. `shared`: its sentence says the
-  same of another entity too, so that nobody can be asked for the one.
+  `head_start` and `tail_start` are where the two stand in the text, inside that passage. `shared`: its sentence says
+  the same of another entity too, so that nobody can be asked for the one.
   """
 
   head: str
