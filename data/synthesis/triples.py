@@ -20,7 +20,7 @@ from qwenlong_jax.llm.structured import Schema, ask_json
 _GREEDY = Sampling(temperature=0.0, top_p=None)
 _LONGEST_ENTITY = 12
 _LONGEST_RELATION = 8
-_BOUND = re.compile(r"(?<=[.!?])\s|\n\s*\n")  # between sentences
+_BOUND = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s|\n\s*\n")  # behind a sentence
 _BRACKETED = re.compile(r"(.+?)\s+\(([A-Z][A-Za-z.&-]{1,9})\)")
 _PRONOUNS = re.compile(
   r"he|she|it|they|him|hers?|them|this|that|these|those|his|its|theirs?|we|us|our|you|i|who|which", re.IGNORECASE
@@ -131,11 +131,12 @@ def _confirmed(
 
 def _statements(document: Document, triples: Sequence[Triple]) -> str:
   """A line for each triple: its number, its passage amid its sentence, what it says."""
-  lines = []
+  text, lines = document.text, []
+  bounds = [0, *(match.end() for match in _BOUND.finditer(text)), len(text)]
   for number, one in enumerate(triples, start=1):
-    before = _BOUND.split(document.text[: one.start])[-1]
-    after = _BOUND.split(document.text[one.end :])[0]
-    said = f"{before}«{document.text[one.start : one.end]}»{after} => {one.head} {one.relation} {one.tail}"
+    before = text[max(place for place in bounds if place <= one.start) : one.start]
+    after = text[one.end : min(place for place in bounds if place >= one.end)]
+    said = f"{before}«{text[one.start : one.end]}»{after} => {one.head} {one.relation} {one.tail}"
     lines.append(f"{number}. {' '.join(said.split())}")
   return "\n".join(lines)
 
