@@ -162,8 +162,13 @@ def _attempted(example: Example, reply: Reply, panel: Panel) -> _Attempt:
   choices = example.task == "multiple_choice"
   rewarded = rule(example.answer, reply.text, choices=choices).reward == 1.0
   settled = panel.verifier is None or choices or quantity(example.answer) is not None
-  same = tokens(answer) == tokens(example.answer) != []
+  same = _words(answer) == _words(example.answer) != []
   return _Attempt(answer, "", rewarded if settled else same, rewarded, not (settled or same))
+
+
+def _words(text: str) -> list[str]:
+  found = tokens(text)
+  return found[1:] if found[:1] in (["the"], ["a"], ["an"]) else found
 
 
 def _question_of(example: Example, answer: str, panel: Panel) -> Request:

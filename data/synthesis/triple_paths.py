@@ -3,9 +3,9 @@
 A path leads from a named entity through unnamed ones, each step stated in another document than the one before. Every
 step has exactly one end in the graph, by the graph's uncautious count, and no sentence that states it goes on to
 another ("joined A, and B a year later"), as whoever confirmed the triples said. Such a graph is open: it does not know
-what was not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph outside of
-the known passages names the near end of a step (or stands on a page named after it) together with a word of the
-step's relation: it might state another end. What stays possible is another end in words that share no stem with the
+what was not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph
+outside of the known passages names the near end of a step (or stands on a page named after it) together with a word of
+the step's relation: it might state another end. What stays possible is another end in words that share no stem with the
 relation, or with the near end behind a pronoun from an earlier paragraph; and that two documents mean different
 entities by one proper name. The screens of `verification_by_model` see such a question as never solved, at best.
 """
@@ -146,6 +146,8 @@ def _draft(ground: Ground, path: Sequence[Step]) -> Draft | None:
   if wording(question, answer, _RULES)[0] or says_more(answer) or _holds(question, hidden):
     return None
   quotes = [ground.passage(step.triple) for step in path]
+  if _holds("\n".join(quotes[:-1]), ground.graph.nodes[path[-1].far].loose):
+    return None  # the answer stands beside a step before it
 
   def accept(document: int, sections: list[int]) -> bool:
     text = "".join(corpus.text(Place(document, section)) for section in sections)

@@ -59,7 +59,7 @@ def test_the_verifier_decides_and_sees_three_fenced_texts():
 
 def test_only_what_the_rule_sees_too_is_worth_a_reward():
   verifier = Scripted(lambda prompt, sample: "[[NO]]" if "Chile" in prompt else "[[YES]]")
-  answers = ["Peru!", "the Peruvian state", "Peru, of course", "Chile"]
+  answers = ["The Peru!", "the Peruvian state", "Peru, of course", "Chile"]
   solver = Scripted(lambda prompt, sample: f"The answer is: {answers[sample]}")
   found = robust([CAPITAL], panel(solver, verifier, samples=4)).kept[0].provenance["checks"]["robust"]
   assert (found["right"], found["rewarded"], found["verifier"]) == (3, 2, "rule, scripted")
