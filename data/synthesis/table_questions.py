@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.synthesis.graph import clear, rounded
-from qwenlong_jax.data.synthesis.paraphrase import astray, reproduced, sheet
+from qwenlong_jax.data.synthesis.paraphrase import astray, reproduced, sheet, straight
 from qwenlong_jax.data.synthesis.proposals import Rules, alike, wording
 from qwenlong_jax.data.synthesis.sql import Table, run
 from qwenlong_jax.data.synthesis.table_templates import facts, opening, rounding
@@ -141,7 +141,7 @@ def _filled(example: Example, posed: Posed) -> Example | tuple[str, str]:
     return written.reason, written.detail
   if not is_number(written.value):
     return "query_shape", f"{written.value!r} is no number"
-  tree, asked = sqlglot.parse_one(written.sql, dialect="duckdb"), " ".join(posed.question.split())
+  tree, asked = sqlglot.parse_one(written.sql, dialect="duckdb"), straight(posed.question, example.question)
   if failed := _strange(tree) or _unsaid(asked, tree, program["columns"]):
     return failed
   sql, share = _divided(tree), posed.unit == "%"
