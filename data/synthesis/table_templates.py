@@ -107,7 +107,9 @@ def fill(
   if decimals < 0:
     program = _program(sql, noun, columns, table, decimals, "")
     return Asked(text, value, tuple(row[0] for row in table), program) if value else None
-  decimals = min(decimals, 0) if decimals > 0 and max(map(abs, xs)) >= 1000 and of == "x" else decimals
+  whole = all(float(x).is_integer() for x in xs) and not ("avg" in sql or "median" in sql)
+  if of == "x" and (whole or max(map(abs, xs)) >= 1000):
+    decimals = min(decimals, 0)
   if value is None or not clear(value, decimals):
     return None
   shown_unit = unit if of == "x" else "%"

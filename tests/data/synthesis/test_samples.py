@@ -148,6 +148,19 @@ def test_a_limit_has_the_unit_of_its_column() -> None:
   assert asked is not None and re.search(r'whose "Coast" is above \d{3} km\? Give it in sq km, as', asked.question)
 
 
+@pytest.mark.parametrize(
+  ("words", "step", "decimals"),
+  [("sum of the {k}", 1.0, 0), ("sum of the {k}", 0.1, 2), ("mean of {x}", 1.0, 2), ("percentage", 1.0, 1)],
+)
+def test_a_sum_of_whole_numbers_is_whole(words: str, step: float, decimals: int) -> None:
+  rows = [(f"d{n}", 7 + n * n * step, None, None) for n in range(1, 9)]
+  every = (template for of in table_templates.TEMPLATES.values() for template in of)
+  template = next(one for one in every if words in one[0] and "{y}" not in one[0])
+  asked = table_templates.fill(np.random.default_rng(0), template, {"x": "Ports"}, rows, {"x": ""}, "document")
+  assert asked is not None and asked.program["decimals"] == decimals
+  assert f"rounded to {decimals} decimal" in asked.question
+
+
 @pytest.mark.parametrize("domain", ["countries", "modules"])
 def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureRequest) -> None:
   for example in samples(request.getfixturevalue(domain), "reading_comprehension", 18):
