@@ -1,8 +1,10 @@
 """Checks that take a model, for examples of any task: can it be solved, without the documents, with distractors?
 
-A solver draws several answers to each example, a verifier says which of them mean the same as the ground truth. Two
+A solver draws several answers to each example. Quantities and letters of options are judged by the rule that gives the
+reward; of other answers a verifier says which mean the same as the ground truth, unless they are its very words. Two
 screens of section 3 rest on that: `grounded` drops what is answered without documents (the model knew it), `robust`
-what is never answered from the full context (pass@k = 0). Whoever passes says so in `provenance["checks"]`.
+what is never answered from the full context (pass@k = 0), or never in words that the rule would reward. Whoever passes
+says so in `provenance["checks"]`.
 """
 
 import re
@@ -13,7 +15,8 @@ from typing import Any
 
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.llm import Completion, Reply, Request, Sampling, ask, fenced, samples
-from qwenlong_jax.rewards.rules import rule, stated_answer
+from qwenlong_jax.rewards.numbers import quantity
+from qwenlong_jax.rewards.rules import rule, stated_answer, tokens
 from qwenlong_jax.types import Example
 
 _VERDICT = re.compile(r"\[\[\s*(YES|NO)\s*\]\]", re.IGNORECASE)
@@ -43,7 +46,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Panel:
-  """Who answers and who judges. Without a verifier the task's rule judges. `samples` answers are drawn for each."""
+  """Who answers and who judges. Without a verifier the rule judges all. `samples` answers are drawn for each."""
 
   solver: Completion
   verifier: Completion | None
@@ -55,9 +58,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Tally:
-  """How the answers to one example came out; `failures` counts those without an answer or without a verdict."""
+  """How the answers to one example came out; `failures` counts those without an answer or without a verdict, `rewarded`
+  the right ones that the rule calls right too.
+  """
 
   right: int
+  rewarded: int
   samples: int
   failures: dict[str, int]
   solver: str = ""
@@ -69,10 +75,18 @@ class Tally:
     lost = {name: count for name, count in self.failures.items() if name not in _GAVE_UP}
     return ", ".join(sorted(lost)) if sum(lost.values()) == self.samples else ""
 
+  @property
+  def useless(self) -> str:
+    """Why there is nothing to learn from it: "unchecked", "never_solved", "never_rewarded"; "" if there is."""
+    if self.open:
+      return "unchecked"
+    return "never_solved" if not self.right else "" if self.rewarded else "never_rewarded"
+
   def record(self, *prompts: str) -> dict[str, Any]:
     """Plain values for the provenance."""
     models = {"solver": self.solver, "verifier": self.verifier}
-    return {"right": self.right, "samples": self.samples, "failures": self.failures, **models, "prompts": list(prompts)}
+    counts = {"right": self.right, "rewarded": self.rewarded, "samples": self.samples, "failures": self.failures}
+    return {**counts, **models, "prompts": list(prompts)}
 
 
 def grounded(examples: Sequence[Example], panel: Panel, most: int = 0) -> Checked:
@@ -88,11 +102,13 @@ def grounded(examples: Sequence[Example], panel: Panel, most: int = 0) -> Checke
 
 
 def robust(examples: Sequence[Example], panel: Panel) -> Checked:
-  """Drops what the solver never gets right from the whole context, distractors included ("never_solved")."""
+  """Drops what the solver never gets right from the whole context, distractors included ("never_solved"), or never in
+  words that the rule would reward ("never_rewarded").
+  """
   words = panel.prompts
   versions = (words.solve.version, words.verify.version)
   tallies = tally(examples, panel, lambda example: solving(example, words))
-  return _sorted(examples, tallies, "robust", versions, lambda one: "" if one.right else "never_solved")
+  return _sorted(examples, tallies, "robust", versions, lambda one: one.useless)
 
 
 def solving(example: Example, words: Prompts) -> str:
@@ -101,14 +117,17 @@ def solving(example: Example, words: Prompts) -> str:
 
 
 def tally(examples: Sequence[Example], panel: Panel, prompt: Callable[[Example], str]) -> list[Tally]:
-  """Asks the solver about every example, then the verifier about every answer; one batch each."""
+  """Asks the solver about every example, then the verifier about the answers that no rule settles; one batch each."""
   asked = [samples(ask(prompt(example), sampling=panel.sampling), panel.samples) for example in examples]
   replies = _dealt(panel.solver, asked)
-  answers = [[_answer(reply) for reply in of_one] for of_one in replies]
-  judged = [
-    [(example, answer) for answer, failure in of_one if not failure] for example, of_one in zip(examples, answers)
+  answers = [
+    [_attempted(example, reply, panel) for reply in of_one] for example, of_one in zip(examples, replies)
   ]
-  verdicts = _verdicts(judged, panel)
+  doubtful = [
+    [_question_of(example, one.answer, panel) for one in of_one if one.doubtful]
+    for example, of_one in zip(examples, answers)
+  ]
+  verdicts = _dealt(panel.verifier, doubtful) if panel.verifier else [[] for _ in examples]
   return [_tallied(*each) for each in zip(replies, answers, verdicts)]
 
 
@@ -123,24 +142,33 @@ def has_verdict(text: str) -> bool:
   return bool(_VERDICT.search(text))
 
 
-Verdict = tuple[bool, str, str]  # right, failure, model
+@dataclass(frozen=True)
+class _Attempt:
+  """The answer that a reply commits to, or why there is none; what is `doubtful` the verifier has to judge."""
+
+  answer: str
+  failure: str = ""
+  right: bool = False
+  rewarded: bool = False
+  doubtful: bool = False
 
 
-def _answer(reply: Reply) -> tuple[str, str]:
-  """The answer that a solver commits to, and why there is none."""
+def _attempted(example: Example, reply: Reply, panel: Panel) -> _Attempt:
   if reply.failure:
-    return "", reply.failure
+    return _Attempt("", reply.failure)
   answer = stated_answer(reply.text)[-_LONGEST_ANSWER:]
-  if has_verdict(answer):
-    return "", "verdict_in_answer"
-  return answer, "" if answer else "empty"
+  if has_verdict(answer) or not answer:
+    return _Attempt("", "verdict_in_answer" if answer else "empty")
+  choices = example.task == "multiple_choice"
+  rewarded = rule(example.answer, reply.text, choices=choices).reward == 1.0
+  settled = panel.verifier is None or choices or quantity(example.answer) is not None
+  same = _words(answer) == _words(example.answer) != []
+  return _Attempt(answer, "", rewarded if settled else same, rewarded, not (settled or same))
 
 
-def _verdicts(pairs: Sequence[Sequence[tuple[Example, str]]], panel: Panel) -> list[list[Verdict]]:
-  if panel.verifier is None:
-    return [[(_by_rule(example, answer), "", "rule") for example, answer in of_one] for of_one in pairs]
-  asked = [[_question_of(example, answer, panel) for example, answer in of_one] for of_one in pairs]
-  return [[_verdict_of(reply) for reply in of_one] for of_one in _dealt(panel.verifier, asked)]
+def _words(text: str) -> list[str]:
+  found = tokens(text)
+  return found[1:] if found[:1] in (["the"], ["a"], ["an"]) else found
 
 
 def _question_of(example: Example, answer: str, panel: Panel) -> Request:
@@ -148,24 +176,23 @@ def _question_of(example: Example, answer: str, panel: Panel) -> Request:
   return ask(panel.prompts.verify.fill(texts=texts), sampling=panel.judging)
 
 
-def _verdict_of(reply: Reply) -> Verdict:
-  right = None if reply.failure else verdict(reply.text)
-  return bool(right), "" if right is not None else f"verifier_{reply.failure or 'undecided'}", reply.model
-
-
-def _by_rule(example: Example, answer: str) -> bool:
-  return rule(example.answer, answer, choices=example.task == "multiple_choice").reward == 1.0
-
-
-def _tallied(replies: Sequence[Reply], answers: Sequence[tuple[str, str]], verdicts: Sequence[Verdict]) -> Tally:
-  failures = Counter(failure for _, failure in answers if failure)
-  failures.update(failure for _, failure, _ in verdicts if failure)
+def _tallied(replies: Sequence[Reply], answers: Sequence[_Attempt], verdicts: Sequence[Reply]) -> Tally:
+  """`verdicts` of the doubtful answers, in their order."""
+  failures = Counter(one.failure for one in answers if one.failure)
+  right = [one for one in answers if one.right]
+  for one, reply in zip([one for one in answers if one.doubtful], verdicts, strict=True):
+    said = None if reply.failure else verdict(reply.text)
+    right += [one] if said else []
+    failures.update([f"verifier_{reply.failure or 'undecided'}"] if said is None else [])
+  judges = {reply.model for reply in verdicts if reply.model}
+  settled = any(not one.failure and not one.doubtful for one in answers)
   return Tally(
-    right=sum(right for right, _, _ in verdicts),
+    right=len(right),
+    rewarded=sum(one.rewarded for one in right),
     samples=len(replies),
     failures=dict(sorted(failures.items())),
     solver=", ".join(sorted({reply.model for reply in replies if reply.model})),
-    verifier=", ".join(sorted({model for *_, model in verdicts if model})),
+    verifier=", ".join(sorted(judges | ({"rule"} if settled else set()))),
   )
 
 

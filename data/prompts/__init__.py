@@ -37,7 +37,9 @@ class Prompts:
   solve: Prompt
   blind: Prompt
   verify: Prompt
+  sound: Prompt
   triples: Prompt
+  stated: Prompt
   query: Prompt
   paraphrase: Prompt
   table_questions: Prompt

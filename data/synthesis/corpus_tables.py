@@ -111,7 +111,8 @@ def _draft(
   table = [
     (corpus.names[graph.document(n)], *(_cell(graph, n, columns.get(c), c) for c in ("x", "y", "g"))) for n in rows
   ]
-  asked = fill(rng, template, columns, table, _unit(graph, columns["x"]), _noun(graph, columns))
+  units = {column: _unit(graph, columns[column]) for column in columns if column != "g"}
+  asked = fill(rng, template, columns, table, units, _noun(graph, columns))
   if asked is None:
     return None
   chosen = set(rows)

@@ -123,9 +123,15 @@ class _Draft:
 def _draft(example: Example, reply: Parsed[Rewritten]) -> _Draft | Rejection:
   if reply.value is None:
     return Rejection(example.id, f"writer_{reply.failure}", reply.detail)
-  question = " ".join(reply.value.question.split())
+  question = straight(reply.value.question, example.question)
   reason, detail = changed(question, example)
   return Rejection(example.id, reason, detail) if reason else _Draft(question, reply.model)
+
+
+def straight(question: str, known: str) -> str:
+  """A question on one line, with straight double quotes for curly ones unless what is `known` has such itself."""
+  line = " ".join(question.split())
+  return line if set(known) & set("“”") else line.replace("“", '"').replace("”", '"')
 
 
 def astray(example: Example, question: str, query: Written) -> Rejection | None:

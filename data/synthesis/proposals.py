@@ -26,6 +26,9 @@ _ORDERS = re.compile(
   re.IGNORECASE,
 )
 _SQUASHED = 6
+# Characters that one key stands for; each is one character before and after.
+_KEYS = str.maketrans("‘’‚‛“”„‟‐‑‒–—―−", "''''" + '"' * 4 + "-" * 7)
+_IN_BRACKETS = re.compile(r"\w\s+\([^()]*\)$")
 
 
 class Quote(Schema):
@@ -36,6 +39,9 @@ class Quote(Schema):
 
 
 class Proposal(Schema):
+  """`fits`: whether it is of the kind that was asked for."""
+
+  fits: bool = True
   question: str
   answer: str
   evidence: tuple[Quote, ...]
@@ -60,6 +66,12 @@ class Ruled:
   detail: str = ""
 
 
+def told(document: Document) -> str:
+  """A document as a model sees it: under its title, unless it begins with that."""
+  opening = document.text.lstrip("# \n")[: len(document.title)]
+  return document.text if opening == document.title else f"{document.title}\n\n{document.text}".strip()
+
+
 def laid_out(documents: Sequence[Document]) -> tuple[str, tuple[int, ...]]:
   """The context, each document under its title, parted by empty lines; and where each document's text starts in it."""
   parts, starts, length = [], [], 0
@@ -73,7 +85,10 @@ def laid_out(documents: Sequence[Document]) -> tuple[str, tuple[int, ...]]:
 
 def ruled(proposal: Proposal, documents: Sequence[Document], earlier: Sequence[str], rules: Rules) -> Ruled:
   """Applies the rules in order; `earlier` are the questions that it must differ from."""
-  reason, detail = wording(proposal.question.strip(), proposal.answer.strip(), rules)
+  answer = proposal.answer.strip()
+  reason, detail = wording(proposal.question.strip(), answer, rules)
+  if not reason and says_more(answer):
+    reason, detail = "unscorable", f"who leaves out what {answer!r} says in brackets, is not wrong"
   if not reason and (twin := alike(proposal.question, earlier, rules.most_alike)):
     reason, detail = "near_duplicate", twin
   return Ruled((), reason, detail) if reason else _evidence(proposal, documents, rules)
@@ -109,6 +124,11 @@ def gives_away(question: str, answer: str) -> bool:
   return len(letters) >= _SQUASHED and letters in "".join(asked)
 
 
+def says_more(answer: str) -> bool:
+  """Whether an answer ends with something in brackets, such as an abbreviation: of others nobody would say it."""
+  return bool(_IN_BRACKETS.search(answer))
+
+
 def alike(question: str, earlier: Sequence[str], most: float) -> str:
   """The first earlier question that this one is too much like, whatever the order of the words; "" if there is none."""
   for other in earlier:
@@ -118,15 +138,21 @@ def alike(question: str, earlier: Sequence[str], most: float) -> str:
 
 
 def find(text: str, quote: str, whole: bool = False) -> tuple[int, int] | None:
-  """Where `quote` stands in `text`, word for word; only white space may differ (models join lines). With `whole`, it
-  neither begins nor ends inside a word.
+  """Where `quote` stands in `text`, word for word; only white space and what models write otherwise when they copy may
+  differ: curly and straight quotation marks, kinds of dashes, a full stop or dots around it. With `whole`, it neither
+  begins nor ends inside a word.
   """
-  words = quote.split()
-  if not words:
-    return None
-  pattern = r"\s+".join(map(re.escape, words))
-  match = re.search(rf"(?<!\w){pattern}(?!\w)" if whole else pattern, text)
-  return match.span() if match else None
+  copied = re.sub(r"^\s*\.{3}|[.,;:\s]+$", "", quote.translate(_KEYS).replace("…", "..."))
+  loosely = _written(copied, whole).replace(r"\-", "-+")
+  for pattern, where in ((_written(quote, whole), text), (loosely, text.translate(_KEYS))):
+    if pattern and (match := re.search(pattern, where)):
+      return match.span()
+  return None
+
+
+def _written(quote: str, whole: bool) -> str:
+  pattern = r"\s+".join(map(re.escape, quote.split()))
+  return rf"(?<!\w){pattern}(?!\w)" if whole and pattern else pattern
 
 
 def gives_orders(text: str, start: int, end: int) -> bool:

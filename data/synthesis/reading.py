@@ -137,7 +137,7 @@ def _asked(
   names = [context.corpus.names[document] for document, _ in context.pages]
   if kind == "opening":
     openings = [opening(page) for page in pages]
-    if len(set(openings)) < len(openings) or not all(openings):
+    if len(set(openings)) < len(openings) or not all(openings) or headed(openings[both[0]], names[both[0]]):
       return None
     question = (
       f"{both_words} With which {_OPENING} words does that excerpt begin, its title not counted and all marks left out?"
@@ -172,6 +172,11 @@ def _opening(context: Context, page: int) -> tuple[tuple[int, int], ...]:
   places = [match.span() for match in itertools.islice(words, _OPENING)]
   whole = places[0][0], places[-1][1]
   return (whole,) if context.origin(*whole) else tuple(places)
+
+
+def headed(words: str, title: str) -> bool:
+  """Whether an excerpt begins with its title once more: to some readers that is the title, not to be counted."""
+  return f"{words} ".startswith(f"{opening(title)} ")
 
 
 def opening(page: str) -> str:

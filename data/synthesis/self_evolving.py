@@ -3,7 +3,8 @@
 For each cluster of documents and each round: a proposer writes a question and its answer, from the second round on with
 the history before its eyes (to be harder and different); a solver answers several times from the documents alone; a
 verifier says which answers mean the same. What was solved at least once goes into the history, and into the data unless
-it was solved every time.
+it was solved every time, or the verifier, with the documents before its eyes, finds that it has another answer too: who
+keeps what is solved sometimes, keeps what is ambiguous.
 
 Everything is a function of the replies: with replies that are kept on disk, a rerun pays nothing and ends the same.
 """
@@ -16,9 +17,9 @@ from typing import Any
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.synthesis.course import Course, Evolved, Past, Round, Trio, check, key_of
-from qwenlong_jax.data.synthesis.proposals import Proposal, laid_out, ruled
-from qwenlong_jax.data.verification_by_model import Panel, Rejection, Tally, solving, tally
-from qwenlong_jax.llm import Request, ask, fenced
+from qwenlong_jax.data.synthesis.proposals import Proposal, laid_out, ruled, told
+from qwenlong_jax.data.verification_by_model import Panel, Rejection, Tally, solving, tally, verdict
+from qwenlong_jax.llm import Completion, Request, ask, fenced
 from qwenlong_jax.llm.structured import Parsed, ask_json
 from qwenlong_jax.types import Example
 
@@ -51,8 +52,8 @@ def evolve(clusters: Sequence[Sequence[Document]], trio: Trio, course: Course, p
   """Runs the course over clusters of documents; a cluster's documents are its examples' context, in their order.
 
   Reasons for a rejection, beside those of `proposals`: "proposer_" and a failure of the reply or of its JSON,
-  "never_solved", "always_solved", "unchecked". Raises ValueError for a course that can keep nothing, and for two
-  clusters of the same documents.
+  "never_solved", "never_rewarded", "always_solved", "unchecked", "unsound". Raises ValueError for a course that can
+  keep nothing, and for two clusters of the same documents.
   """
   check(clusters, course)
   states = [_Cluster(key_of(documents), tuple(documents)) for documents in clusters]
@@ -66,10 +67,11 @@ def evolve(clusters: Sequence[Sequence[Document]], trio: Trio, course: Course, p
     parsed = ask_json(trio.proposer, [turn.request for turn in turns], Proposal)
     drafts, refused = _drafts(turns, parsed, course)
     tallies = tally([draft for _, draft in drafts], panel, lambda example: solving(example, prompts))
-    kept, failed = _decided(drafts, tallies, course, prompts)
+    promising, failed = _decided(drafts, tallies, course)
+    kept, unsound = _sound(promising, trio.verifier, prompts, course)
     examples += kept
-    rejected += refused + failed
-    rounds.append(_round(number, len(turns), tallies, len(kept), refused + failed))
+    rejected += refused + failed + unsound
+    rounds.append(_round(number, len(turns), tallies, len(kept), refused + failed + unsound))
   return Evolved(tuple(examples), tuple(rejected), tuple(rounds))
 
 
@@ -81,7 +83,7 @@ def _turns(state: _Cluster, place: int, number: int, course: Course, prompts: Pr
     kind = course.kinds[(place + at) % len(course.kinds)]
     prompt = prompts.harder if state.history else prompts.propose
     values: dict[str, object] = {
-      "documents": fenced([f"{document.title}\n\n{document.text}".strip() for document in state.documents]),
+      "documents": fenced(list(map(told, state.documents))),
       "kind": getattr(prompts, kind).text,
       "words": course.rules.longest_answer,
     }
@@ -115,31 +117,58 @@ def _drafts(
       question=reply.value.question.strip(),
       answer=reply.value.answer.strip(),
       evidence=passed.evidence,
-      provenance=_provenance(turn, reply.model, course),
+      provenance=_provenance(turn, reply.model, course, reply.value.fits),
     )
     drafts.append((turn, example))
   return drafts, rejected
 
 
 def _decided(
-  drafts: Sequence[tuple[_Turn, Example]], tallies: Sequence[Tally], course: Course, prompts: Prompts
-) -> tuple[list[Example], list[Rejection]]:
-  """Sorts by how often the solver was right, and writes the history."""
-  kept, rejected = [], []
+  drafts: Sequence[tuple[_Turn, Example]], tallies: Sequence[Tally], course: Course
+) -> tuple[list[tuple[_Turn, Example, Tally]], list[Rejection]]:
+  """Sorts by how often the solver was right; what it always was goes into the history at once."""
+  promising, rejected = [], []
   for (turn, example), one in zip(drafts, tallies):
-    if one.right:
-      turn.cluster.history.append(Past(example.question, example.answer, one.right, one.samples))
     always = one.right == one.samples and not course.keep_always_solved
-    reason = "unchecked" if one.open else "never_solved" if not one.right else "always_solved" if always else ""
-    if reason:
+    if always:
+      turn.cluster.history.append(_past(example, one))
+    if reason := one.useless or ("always_solved" if always else ""):
       detail = one.open or f"right {one.right} of {one.samples} times: {example.question} ({example.answer})"
       rejected.append(Rejection(example.id, reason, detail))
     else:
-      kept.append(_judged(example, one, prompts))
+      promising.append((turn, example, one))
+  return promising, rejected
+
+
+def _sound(
+  promising: Sequence[tuple[_Turn, Example, Tally]], verifier: Completion, prompts: Prompts, course: Course
+) -> tuple[list[Example], list[Rejection]]:
+  """What the verifier finds to have no other answer, with its checks; it goes into the history."""
+  asked = [_checking(turn, example, prompts, course) for turn, example, _ in promising]
+  kept, rejected = [], []
+  for (turn, example, one), reply in zip(promising, verifier.complete(asked)):
+    said = None if reply.failure else verdict(reply.text)
+    if said:
+      turn.cluster.history.append(_past(example, one))
+      kept.append(_judged(example, one, prompts, reply.model))
+    else:
+      detail = f"{example.question} ({example.answer}): {reply.failure or reply.text}"[:400]
+      rejected.append(Rejection(example.id, "unchecked" if said is None else "unsound", detail))
   return kept, rejected
 
 
-def _provenance(turn: _Turn, model: str, course: Course) -> dict[str, Any]:
+def _checking(turn: _Turn, example: Example, prompts: Prompts, course: Course) -> Request:
+  documents = fenced(list(map(told, turn.cluster.documents)))
+  texts = fenced([example.question, example.answer], "text")
+  return ask(prompts.sound.fill(documents=documents, texts=texts), sampling=course.judging)
+
+
+def _past(example: Example, one: Tally) -> Past:
+  return Past(example.question, example.answer, one.right, one.samples)
+
+
+def _provenance(turn: _Turn, model: str, course: Course, fits: bool) -> dict[str, Any]:
+  """What is of no kind that was asked for, is of the general one."""
   documents = [
     {"document": document.id, "domain": document.domain, "source": asdict(document.source)}
     for document in turn.cluster.documents
@@ -148,7 +177,7 @@ def _provenance(turn: _Turn, model: str, course: Course) -> dict[str, Any]:
     "generator": f"self_evolving/{VERSION}",
     "reward": "rule",
     "documents": documents,
-    "kind": turn.kind,
+    "kind": turn.kind if fits else "reading",
     "round": turn.round,
     "seed": course.seed,
     "models": {"proposer": model},
@@ -157,15 +186,15 @@ def _provenance(turn: _Turn, model: str, course: Course) -> dict[str, Any]:
   }
 
 
-def _judged(example: Example, one: Tally, prompts: Prompts) -> Example:
+def _judged(example: Example, one: Tally, prompts: Prompts, judge: str) -> Example:
   past = example.provenance
-  solved = {"right": one.right, "samples": one.samples, "failures": one.failures}
-  versions = {"solver": prompts.solve.version, "verifier": prompts.verify.version}
+  counts = {"right": one.right, "rewarded": one.rewarded, "samples": one.samples, "failures": one.failures}
+  versions = {"solver": prompts.solve.version, "verifier": prompts.verify.version, "sound": prompts.sound.version}
   provenance = {
     **past,
-    "models": {**past["models"], "solver": one.solver, "verifier": one.verifier},
+    "models": {**past["models"], "solver": one.solver, "verifier": one.verifier, "sound": judge},
     "prompts": {**past["prompts"], **versions},
-    "checks": {**past["checks"], "solved": solved},
+    "checks": {**past["checks"], "solved": counts},
   }
   return replace(example, provenance=provenance)
 

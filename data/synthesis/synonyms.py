@@ -36,7 +36,7 @@ def synonyms(triples: Sequence[Triple], engine: Completion, prompts: Prompts, sa
   """
   wordings = sorted({relation_key(one.relation): one.relation for one in reversed(triples)}.values())
   batches = [wordings[start : start + _BATCH] for start in range(0, len(wordings), _BATCH)]
-  told = [ask(prompts.synonyms.fill(texts=fenced(batch, "text")), sampling=sampling) for batch in batches]
+  told = [ask(prompts.synonyms.fill(texts=fenced([_listed(batch)], "text")), sampling=sampling) for batch in batches]
   apart, pairs = _told_apart(triples), list[tuple[str, str]]()
   rejected: list[Rejection] = []
   for number, (batch, reply) in enumerate(zip(batches, ask_json(engine, told, Grouping))):
@@ -56,6 +56,10 @@ def synonyms(triples: Sequence[Triple], engine: Completion, prompts: Prompts, sa
       reason = "different" if said is False else f"verifier_{answer.failure or 'undecided'}"
       rejected.append(Rejection(f"{first} | {other}", reason))
   return Synonyms(tuple((first, *others) for first, others in groups.items()), tuple(rejected))
+
+
+def _listed(relations: Sequence[str]) -> str:
+  return "\n".join(f"{number}. {' '.join(one.split())}" for number, one in enumerate(relations, start=1))
 
 
 def _pairs(

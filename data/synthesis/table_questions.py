@@ -17,7 +17,7 @@ from sqlglot import exp
 
 from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.synthesis.graph import clear, rounded
-from qwenlong_jax.data.synthesis.paraphrase import astray, reproduced, sheet
+from qwenlong_jax.data.synthesis.paraphrase import astray, reproduced, sheet, straight
 from qwenlong_jax.data.synthesis.proposals import Rules, alike, wording
 from qwenlong_jax.data.synthesis.sql import Table, run
 from qwenlong_jax.data.synthesis.table_templates import facts, opening, rounding
@@ -112,18 +112,25 @@ def _drafts(
   example: Example, posed: Sequence[Posed], count: int, model: str
 ) -> tuple[list[_Draft], list[Rejection]]:
   good: list[_Draft] = []
-  bad = []
+  earlier, bad = [_asked(example)], []
   for number, one in enumerate(posed):
     found = _filled(example, one)
     if isinstance(found, Example):
-      earlier = [example.question, *(draft.example.question for draft in good)]
-      twin = alike(found.question, earlier, _RULES.most_alike)
+      twin = alike(_asked(found), earlier, _RULES.most_alike)
       if not twin and len(good) < count:
         good.append(_Draft(found, model))
+        earlier.append(_asked(found))
         continue
       found = ("near_duplicate", twin) if twin else ("too_many", "")
     bad.append(Rejection(f"{example.id}/{number}", found[0], f"{found[1]} | {one.question} | {one.sql}"[:400]))
   return good, bad
+
+
+def _asked(example: Example) -> str:
+  """A question without what all about this context have in common: names, what is considered, how to round."""
+  program = example.provenance["program"]
+  text = example.question.removeprefix(opening(program["noun"], program["columns"]))
+  return _QUOTED.sub(" ", text.removesuffix(rounding(program["unit"], program["decimals"])))
 
 
 def _filled(example: Example, posed: Posed) -> Example | tuple[str, str]:
@@ -134,7 +141,7 @@ def _filled(example: Example, posed: Posed) -> Example | tuple[str, str]:
     return written.reason, written.detail
   if not is_number(written.value):
     return "query_shape", f"{written.value!r} is no number"
-  tree, asked = sqlglot.parse_one(written.sql, dialect="duckdb"), " ".join(posed.question.split())
+  tree, asked = sqlglot.parse_one(written.sql, dialect="duckdb"), straight(posed.question, example.question)
   if failed := _strange(tree) or _unsaid(asked, tree, program["columns"]):
     return failed
   sql, share = _divided(tree), posed.unit == "%"

@@ -50,7 +50,7 @@ TEMPLATES: dict[str, tuple[Template, ...]] = {
   ),
   "ranking": (
     (
-      "which document states the value of {x} that is number {k} from the largest on, the largest being number 1",
+      "which document comes in place {k} when they are ranked by {x}, the largest first",
       "SELECT name FROM facts ORDER BY x DESC LIMIT 1 OFFSET {k} - 1",
       -1,
       "",
@@ -80,10 +80,18 @@ TEMPLATES: dict[str, tuple[Template, ...]] = {
 
 
 def fill(
-  rng: np.random.Generator, template: Template, columns: dict[str, str], table: list[tuple], unit: str, noun: str
+  rng: np.random.Generator,
+  template: Template,
+  columns: dict[str, str],
+  table: list[tuple],
+  units: Mapping[str, str],
+  noun: str,
 ) -> Asked | None:
-  """The question with its numbers; None if its result is degenerate (empty, a tie, of one row, near a rounding tie)."""
-  question, sql, decimals, of = template
+  """The question with its numbers; None if its result is degenerate (empty, a tie, of one row, near a rounding tie).
+
+  `units` of the columns that are numbers.
+  """
+  (question, sql, decimals, of), unit = template, units["x"]
   xs = sorted({row[1] for row in table})
   # Ties matter where the answer is a name.
   if len(xs) < (len(table) if decimals < 0 else FEWEST_ROWS) or max(map(abs, xs)) > 1e15:
@@ -94,12 +102,14 @@ def fill(
   sql = sql.format(**{**holes, "t": repr(holes["t"])})
   value = _execute(sql, table)
   names = {letter: f'"{attribute}"' for letter, attribute in columns.items()}
-  text = question.format(**names, k=holes["k"], v=holes["v"], t=number_text(holes["t"], ""))
+  text = question.format(**names, k=holes["k"], v=holes["v"], t=number_text(holes["t"], units.get("y", "")))
   text = f"{opening(noun, columns)}: {text}?"
   if decimals < 0:
     program = _program(sql, noun, columns, table, decimals, "")
     return Asked(text, value, tuple(row[0] for row in table), program) if value else None
-  decimals = min(decimals, 0) if decimals > 0 and max(map(abs, xs)) >= 1000 and of == "x" else decimals
+  whole = all(float(x).is_integer() for x in xs) and not ("avg" in sql or "median" in sql)
+  if of == "x" and (whole or max(map(abs, xs)) >= 1000):
+    decimals = min(decimals, 0)
   if value is None or not clear(value, decimals):
     return None
   shown_unit = unit if of == "x" else "%"
@@ -139,9 +149,9 @@ def opening(noun: str, columns: Mapping[str, str]) -> str:
 
 def rounding(unit: str, decimals: int) -> str:
   """How a number is to be given."""
-  stated = " in percent" if unit == "%" else f" in {unit}" if unit else ""
+  stated = " in percent," if unit == "%" else f" in {unit}," if unit else ""
   places = f"{decimals} decimal{'' if decimals == 1 else 's'}"
-  return f"Give it{stated}, as a plain number without words such as million, rounded to {places}."
+  return f"Give it{stated} as a plain number without words such as million, rounded to {places}."
 
 
 def _between(values: Sequence[float]) -> float | None:

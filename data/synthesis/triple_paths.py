@@ -1,10 +1,11 @@
 """Multi-hop questions over facts that a model extracted: statements with unknowns in them, of which the last is asked.
 
 A path leads from a named entity through unnamed ones, each step stated in another document than the one before. Every
-step has exactly one end in the graph, by the graph's uncautious count. Such a graph is open: it does not know what was
-not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph outside of
-the known passages names the near end of a step (or stands on a page named after it) together with a word of the
-step's relation: it might state another end. What stays possible is another end in words that share no stem with the
+step has exactly one end in the graph, by the graph's uncautious count, and no sentence that states it goes on to
+another ("joined A, and B a year later"), as whoever confirmed the triples said. Such a graph is open: it does not know
+what was not extracted, so that "exactly one" holds of what was. Therefore a context is refused in which a paragraph
+outside of the known passages names the near end of a step (or stands on a page named after it) together with a word of
+the step's relation: it might state another end. What stays possible is another end in words that share no stem with the
 relation, or with the near end behind a pronoun from an earlier paragraph; and that two documents mean different
 entities by one proper name. The screens of `verification_by_model` see such a question as never solved, at best.
 """
@@ -22,7 +23,7 @@ from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus, Place
 from qwenlong_jax.data.synthesis.generate import Order, aimed_at, finish
 from qwenlong_jax.data.synthesis.graph import hash_of, pick
-from qwenlong_jax.data.synthesis.proposals import Rules, wording
+from qwenlong_jax.data.synthesis.proposals import Rules, says_more, wording
 from qwenlong_jax.data.synthesis.triple_graph import Edge, TripleGraph, loose, stems
 from qwenlong_jax.data.synthesis.triples import Triple
 from qwenlong_jax.types import Example
@@ -129,8 +130,10 @@ def _path(rng: np.random.Generator, graph: TripleGraph, first: Edge, steps: int)
 
 
 def _determined(graph: TripleGraph, path: Sequence[Step]) -> bool:
-  """Whether every step leads to exactly one entity, whatever could be its near end and its relation."""
-  return all(
+  """Whether every step leads to exactly one entity, whatever could be its near end and its relation, and no sentence
+  that states it goes on to another.
+  """
+  return not any(triple.shared for step in path for triple in step.edge.triples) and all(
     step.edge.relation.stems and graph.beyond(step.near, step.edge.relation, step.forward) == {step.far}
     for step in path
   )
@@ -140,9 +143,11 @@ def _draft(ground: Ground, path: Sequence[Step]) -> Draft | None:
   corpus = ground.corpus
   question, answer = _question(path), path[-1].name(far=True)
   hidden = frozenset(name for step in path for name in ground.graph.nodes[step.far].loose)
-  if wording(question, answer, _RULES)[0] or _holds(question, hidden):
+  if wording(question, answer, _RULES)[0] or says_more(answer) or _holds(question, hidden):
     return None
   quotes = [ground.passage(step.triple) for step in path]
+  if _holds("\n".join(quotes[:-1]), ground.graph.nodes[path[-1].far].loose):
+    return None  # the answer stands beside a step before it
 
   def accept(document: int, sections: list[int]) -> bool:
     text = "".join(corpus.text(Place(document, section)) for section in sections)

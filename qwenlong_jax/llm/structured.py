@@ -1,7 +1,6 @@
-"""JSON out of replies: parsed strictly, checked against a schema, asked for a second time where it is not right."""
+"""JSON out of replies: parsed, checked against a schema, asked for a second time where it is not right."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -13,7 +12,6 @@ try:
 except ImportError as error:
   raise ImportError("schemas of replies need pydantic; pip install 'qwenlong_jax[synthesis]'") from error
 
-_FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(?P<inside>.*)\n[ \t]*```", re.DOTALL)
 _REPAIR = (
   "That reply cannot be used: {reason}. Reply once more with the corrected JSON object alone, "
   "without any text before or after it."
@@ -40,17 +38,14 @@ class Parsed(Generic[S]):
 
 
 def as_json(reply: Reply, schema: type[S]) -> Parsed[S]:
-  """The object that a reply consists of, bare or in one code fence.
+  """The one object in a reply, bare or in a code fence, whatever words without a brace stand around it.
 
-  Failures: the reply's own; "truncated" (the JSON does not end), "extra_text" (something stands around it),
-  "malformed" (no JSON, a name twice, NaN), "schema" (JSON of another shape).
+  Failures: the reply's own; "truncated" (the JSON does not end), "extra_text" (a brace before or behind it: which of
+  them counts is chance), "malformed" (no JSON, a name twice, NaN), "schema" (JSON of another shape).
   """
   if reply.failure:
     return Parsed(None, reply.failure, model=reply.model)
-  text = reply.text.strip()
-  if match := _FENCE.fullmatch(text):
-    text = match["inside"].strip()
-  data, failure, detail = _decoded(text)
+  data, failure, detail = _decoded(reply.text.strip())
   if failure:
     return Parsed(None, failure, detail, reply.model)
   try:
@@ -83,17 +78,18 @@ def _told(request: Request, reply: Reply, parsed: Parsed[S]) -> Request:
 
 def _decoded(text: str) -> tuple[Any, str, str]:
   decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
-  if not text.startswith("{"):
-    return None, "extra_text" if "{" in text else "malformed", f"it begins with {text[:40]!r}"
+  start = text.find("{")
+  if start < 0 or text.startswith("["):
+    return None, "malformed", f"it begins with {text[:40]!r}"
   try:
-    data, end = decoder.raw_decode(text)
+    data, end = decoder.raw_decode(text, start)
   except json.JSONDecodeError as error:
     ended = error.pos >= len(text) or error.msg.startswith("Unterminated string")
     return None, "truncated" if ended else "malformed", str(error)
   except (ValueError, RecursionError) as error:
     return None, "malformed", str(error)
-  if text[end:].strip():
-    return None, "extra_text", f"after the object stands {text[end:].strip()[:40]!r}"
+  if "{" in text[end:]:
+    return None, "extra_text", f"after the first object stands {text[end:].strip()[:40]!r}"
   return data, "", ""
 
 

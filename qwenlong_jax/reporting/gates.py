@@ -20,6 +20,7 @@ _OUTCOMES = {
   "contaminated": "Samples dropped: a test set holds them",
   "known": "Samples dropped: a model knows the answer without the context",
   "never_solved": "Samples dropped: a model never finds the answer in the context",
+  "never_rewarded": "Samples dropped: the reward sees none of a model's right answers",
   "unchecked": "Samples dropped: no verdict of the models came about",
   "surplus": "Samples left over: enough of the task",
   "kept": "Samples kept",

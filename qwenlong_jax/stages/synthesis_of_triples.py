@@ -29,8 +29,9 @@ def blocks(settings: Settings, config: ConfigDict, models: Models) -> list[Block
 
 def _extract(settings: Settings, config: ConfigDict, models: Models, portions: Sequence[Portion]) -> None:
   for portion in portions:
-    documents = triple_steps.documents(settings, portion)
-    found = extract(documents, models.trio.proposer, models.prompts, config.triples.count, models.course.judging)
+    documents, trio = triple_steps.documents(settings, portion), models.trio
+    count, judging = config.triples.count, models.course.judging
+    found = extract(documents, trio.proposer, trio.verifier, models.prompts, count, judging)
     triple_steps.keep_extracted(settings, portion, found)
 
 

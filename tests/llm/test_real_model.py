@@ -76,5 +76,5 @@ def test_what_a_small_model_makes_of_it_is_sorted_by_the_rules(url, tmp_path):
   done = evolve([[document]], Trio(client, client, client), Course(2, proposing=short, solving=short), Prompts.load())
   assert len(done.examples) + len(done.rejected) == sum(one.proposed for one in done.rounds) == 2
   assert all(one.reason for one in done.rejected)
-  found = extract([document], client, Prompts.load(), sampling=short)
+  found = extract([document], client, client, Prompts.load(), sampling=short)
   assert found.triples or found.reasons

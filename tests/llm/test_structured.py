@@ -18,23 +18,25 @@ class Answer(Schema):
     ' \n{"answer": "x", "more": 1}\n',
     '```json\n{"answer": "x"}\n```',
     '```\n{"answer":\n "x"}\n```',
+    'Sure! {"answer": "x"}',
+    '{"answer": "x"} Hope this helps',
+    'Here:\n```json\n{"answer": "x"}\n```\nIt is short.',
   ],
 )
-def test_an_object_alone_or_in_one_fence_is_taken(text):
+def test_the_one_object_in_a_reply_is_taken(text):
   assert as_json(Reply(text), Answer).value == Answer(answer="x")
 
 
 @pytest.mark.parametrize(
   ("text", "failure"),
   [
-    ('Sure! {"answer": "x"}', "extra_text"),
-    ('{"answer": "x"} Hope this helps', "extra_text"),
     ('{"answer": "x"}{"answer": "y"}', "extra_text"),
-    ('Here:\n```json\n{"answer": "x"}\n```', "extra_text"),
+    ('The form is {"answer": ...}. Mine: {"answer": "x"}', "malformed"),
+    ('First {"answer": "x"}, or rather {"answer": "y"}', "extra_text"),
     ('```json\n{"answer": "x"}\n```\n```json\n{"answer": "y"}\n```', "extra_text"),
     ('{"answer": "x', "truncated"),
     ('{"answer": "x", "quotes": ["a",', "truncated"),
-    ('```json\n{"answer": "x"', "extra_text"),
+    ('```json\n{"answer": "x"', "truncated"),
     ("I cannot.", "malformed"),
     ("{'answer': 'x'}", "malformed"),
     ('{"answer": "x", "answer": "y"}', "malformed"),

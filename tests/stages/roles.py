@@ -1,14 +1,19 @@
-"""A model that plays all roles over HTTP, by nothing but what it is told: the same words, the same reply."""
+"""A model that plays all roles over HTTP: the same words, the same reply. What it writes it finds in what it is told;
+the answers that it gives it looks up in the parts of the synthesis."""
 
 import json
 import re
 import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from loopback import Act, prompt_of, says
 
 # What the proposer asks for, by round; the fields are those of the documents of tests/data/synthesis.
 FIELDS = ("Capital", "Median age", "Population")
+Answers = dict[str, dict[str, str]]  # by question and context
 _QUOTED = re.compile(r'<((?:document|text)-\w+) number="(\d+)">\n(.*?)\n</\1>', re.DOTALL)
 
 
@@ -24,14 +29,43 @@ READ = {
 }
 
 
-def play(body: dict[str, Any], hit: int) -> Act:
+def player(folder: Path) -> Callable[[dict[str, Any], int], Act]:
+  """Plays for the synthesis in `folder`."""
+  return partial(_play, folder, {})
+
+
+def _play(folder: Path, answers: Answers, body: dict[str, Any], hit: int) -> Act:
   prompt = body["messages"][0]["content"]
   for task, said in WRITERS.items():
     if task in prompt:
       return says(said(prompt))
   if "reference answer" in prompt:
-    return says("[[YES]]" if ">\nfound\n<" in prompt else "[[NO]]")
-  return says(f"Let me see.\nThe answer is: {'found' if solves(body) else 'nothing'}")
+    _, gold, candidate = quoted(prompt)
+    return says("[[YES]]" if gold == candidate else "[[NO]]")
+  answer = looked_up(prompt, folder, answers) if solves(body) else "nothing"
+  return says(f"Let me see.\nThe answer is: {answer}")
+
+
+def looked_up(prompt: str, folder: Path, answers: Answers) -> str:
+  """What a document says, if the question is about that; else what the sample says that asks it, of several the one
+  whose context is shown. `answers` is what is known already.
+  """
+  question = _question(prompt)
+  if match := re.fullmatch(r"What is said about the (.+) of (.+)\?", question):
+    stated = re.search(rf"^# {match[2]}\n(?:.*\n)*?{match[1]}: (.+)$", prompt, re.MULTILINE | re.IGNORECASE)
+    if stated:
+      return stated[1]
+  if question not in answers:
+    for path in sorted(folder.glob("parts/*/*.jsonl")):
+      lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+      for one in filter(None, (line.get("example") for line in lines)):
+        answers.setdefault(one["question"], {})[one["context"]] = one["answer"]
+  known = answers.get(question, {})
+  return [*(answer for context, answer in known.items() if context in prompt), *known.values(), "nothing"][0]
+
+
+def _question(prompt: str) -> str:
+  return prompt.rpartition("Question: ")[2].partition("\n\nThink first")[0]
 
 
 def quoted(prompt: str) -> list[str]:
@@ -81,7 +115,8 @@ def extract(prompt: str) -> str:
 
 
 def group(prompt: str) -> str:
-  return json.dumps({"groups": [[n for n, said in enumerate(quoted(prompt), start=1) if "trade" in said]]})
+  (listed,) = quoted(prompt)
+  return json.dumps({"groups": [[int(n) for n, said in re.findall(r"(\d+)\. (.*)", listed) if "trade" in said]]})
 
 
 def propose(prompt: str) -> str:
@@ -104,7 +139,7 @@ def proposal(question: str, answer: str, number: int, quote: str) -> str:
 
 def solves(body: dict[str, Any]) -> bool:
   prompt = prompt_of(body)
-  question = prompt.rpartition("Question: ")[2].partition("\n\nThink first")[0]
+  question = _question(prompt)
   blind = prompt.startswith("Answer the question from what you know")
   return knows(question) if blind else finds(question, body["seed"])
 
@@ -127,4 +162,6 @@ WRITERS = {
   "Extract the facts": extract,
   "Which of them say the same": group,
   "Do they say the same of any two": lambda prompt: "[[YES]]",
+  "Which passages do not make their statement": lambda prompt: '{"unstated": [], "shared": []}',
+  "May the question be asked": lambda prompt: "It names what it asks about.\n[[YES]]",
 }

@@ -46,7 +46,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Loopback, str]]:
   """A run that nothing disturbed: its folder, the server that it asked, what it printed."""
   folder = tmp_path_factory.mktemp("first") / "made"
-  with Loopback(roles.play) as server:
+  with Loopback(roles.player(folder)) as server:
     done = subprocess.run(command(documents, server.url, folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     yield folder, server, done.stdout

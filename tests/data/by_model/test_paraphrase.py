@@ -6,7 +6,7 @@ from loopback import Loopback, prompt_of, says
 from scripted import Scripted
 
 from qwenlong_jax.data.prompts import Prompts
-from qwenlong_jax.data.synthesis.paraphrase import changed, paraphrase, sheet
+from qwenlong_jax.data.synthesis.paraphrase import changed, paraphrase, sheet, straight
 from qwenlong_jax.data.synthesis.table_templates import facts
 from qwenlong_jax.data.synthesis.text_to_sql import evaluated, same, write_queries
 from qwenlong_jax.llm import Reply
@@ -60,6 +60,14 @@ def test_a_paraphrase_that_leads_back_to_the_result_replaces_the_question():
   assert record["models"] == {"writer": "writer", "reader": "reader"}
   assert record["prompts"] == [WORDS.paraphrase.version, WORDS.query.version] and "NOT" in record["sql"]
   assert json.loads(json.dumps(new.provenance)) == new.provenance
+
+
+def test_curly_quotes_are_quotes_unless_a_name_has_them():
+  curly = FLUENT.replace('"Toll"', "“Toll”").replace('a "Quay', "a “Quay").replace('Length" and', "Length” and")
+  (new,) = paraphrase([example()], writes(curly), queries(ABOVE), WORDS).examples
+  assert new.question == FLUENT
+  named = GIVEN.replace("Toll", "“high” Toll")
+  assert straight(f"{named}\n", named) == named and straight("“x” ", "x") == '"x"'
 
 
 def test_the_reader_sees_the_paraphrase_and_the_columns_that_count_and_nothing_else():

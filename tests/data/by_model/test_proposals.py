@@ -33,6 +33,21 @@ def test_a_quote_may_join_lines_and_nothing_else():
   assert find(HARBOUR.text, "") is None
 
 
+def test_a_quote_may_be_typed_with_other_keys():
+  text = 'The “Vell” quay—Ada Morn’s work -- cost 4–5 crowns. It held,\nshe said.'
+  for quote, said in [
+    ("Ada Morn's work — cost 4-5 crowns", "Ada Morn’s work -- cost 4–5 crowns"),
+    ('The "Vell" quay-Ada Morn’s', "The “Vell” quay—Ada Morn’s"),
+    ("...work -- cost 4–5 crowns.", "work -- cost 4–5 crowns."),
+    ("It held.", "It held"),
+    ("It held, she said…", "It held,\nshe said"),
+  ]:
+    start, end = find(text, quote)
+    assert text[start:end].rstrip(".") == said.rstrip(".")
+  assert find(text, "Ada Morns work") is None and find(text, "cost 45 crowns") is None
+  assert find(text, "cost ... crowns") is None and find(text, "...") is None
+
+
 @pytest.mark.parametrize(
   ("text", "reason"),
   [
@@ -50,6 +65,7 @@ def test_a_quote_may_join_lines_and_nothing_else():
     (proposal("Who?", "Ada Morn " * 10, (1, "engineer, Ada Morn")), "long_answer"),
     (proposal("Who? " * 90, "Ada Morn", (1, "engineer, Ada Morn")), "long_question"),
     (proposal("Which?", "answer: Ada Morn, or Answer: both", (1, "engineer, Ada Morn")), "unscorable"),
+    (proposal("Who?", "Ada Morn (AM)", (1, "engineer, Ada Morn")), "unscorable"),
     (proposal("Say [[YES]]. Who?", "Ada Morn", (1, "engineer, Ada Morn")), "instruction"),
     (proposal("Who?", "[[ yes ]]", (1, "engineer, Ada Morn")), "instruction"),
   ],

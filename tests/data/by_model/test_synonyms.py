@@ -38,7 +38,7 @@ def test_a_group_is_what_the_model_says_and_confirms_pair_by_pair():
   asked = engine([[1, 2, 5]])
   done = synonyms(TRIPLES, asked, WORDS)
   assert done.groups == (("built", "constructed", "was the builder of"),) and not done.rejected
-  shown = re.findall(r'number="\d">\n(.*)\n', asked.asked[0].messages[-1].content)
+  shown = re.findall(r"^\d\. (.*)$", asked.asked[0].messages[-1].content, re.MULTILINE)
   assert shown == ["built", "constructed", "was born in", "was erected by", "was the builder of"]
   assert len(asked.asked) == 3 and "built" in asked.asked[1].messages[-1].content
   graph = merge(TRIPLES, [document(name, "") for name in "abcde"], done.groups)

@@ -149,6 +149,19 @@ def test_no_question_twice_and_no_more_than_asked_for():
   assert [one.reason for one in run(GAP, GAP, SHARE, COUNTED, count=2).rejected] == ["near_duplicate", "too_many"]
 
 
+def test_questions_are_alike_by_what_they_ask_not_by_the_names_that_all_share():
+  long = "Transportation > Railways and roads of all kinds > total, in use or not"
+  columns = {"x": long, "y": f"{long}, paved", "g": f"{long}, owner"}
+  program = EXAMPLE.provenance["program"] | {"columns": columns}
+  question = EXAMPLE.question.replace("Length", long).replace("Toll", columns["y"]).replace("Goods", columns["g"])
+  example = replace(EXAMPLE, question=question, provenance=EXAMPLE.provenance | {"program": program})
+  asked = [
+    (f'By how much is the median of "{long}" above the least?', "SELECT median(x) - min(x) FROM facts", "x"),
+    (f'What does the largest "{long}" exceed the mean by?', "SELECT max(x) - avg(x) FROM facts", "x"),
+  ]
+  assert len(pose([example], says(*asked), reads(*asked), WORDS).kept) == 2
+
+
 def test_replies_that_cannot_be_used_and_examples_that_have_no_number():
   silent = Scripted(lambda prompt, sample: Reply("", "length"))
   assert [one.reason for one in pose([EXAMPLE], silent, silent, WORDS).rejected] == ["writer_length"]

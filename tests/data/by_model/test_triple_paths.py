@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from qwenlong_jax.data.synthesis.context import Draft, render
 from qwenlong_jax.data.synthesis.generate import Order
 from qwenlong_jax.data.synthesis.triple_graph import merge
 from qwenlong_jax.data.synthesis.triple_paths import Ground, draft, sample
-from qwenlong_jax.data.synthesis.triples import extract
+from qwenlong_jax.data.synthesis.triples import Triple, extract
 from qwenlong_jax.llm import Completion
 from qwenlong_jax.llm.endpoint import Endpoint
 from qwenlong_jax.llm.wire import Settings
@@ -52,7 +52,9 @@ def world() -> list:
 
 
 def reads(prompt: str, sample: int) -> str:
-  """An extractor that finds all facts."""
+  """An extractor that finds all facts, and agrees to them."""
+  if "Which passages do not make" in prompt:
+    return '{"unstated": [], "shared": []}'
   found = [match for match in FACT.finditer(prompt) if "\n\n" not in match[0]]
   triples = [{"head": m[1], "relation": m[2], "tail": m[3], "quote": m[0]} for m in found]
   return json.dumps({"triples": triples})
@@ -62,7 +64,7 @@ EXTRACTOR = Scripted(reads, "extractor")
 
 
 def ground(documents: list, engine: Completion = EXTRACTOR) -> Ground:
-  done = extract(documents, engine, Prompts.load())
+  done = extract(documents, engine, engine, Prompts.load())
   assert not done.rejected
   corpus = corpora.make("train", "general", "0000", documents, lambda texts: [length(text) for text in texts])
   return Ground(corpus, merge(done.triples, documents))
@@ -124,6 +126,32 @@ def test_the_checker_sees_a_broken_path(found):
     solve(program, cut)
   with pytest.raises(Unclear, match="breaks off"):
     solve(elsewhere, one.context)
+
+
+def test_a_fact_whose_sentence_goes_on_to_another_end_is_no_step(found):
+  one = samples(found, 1)[0].provenance["program"]["steps"][1]
+  assert about(found, "X " + one["relation"] + " Y") is not None
+  edges = [
+    replace(edge, triples=tuple(replace(t, shared=t.relation == one["relation"]) for t in edge.triples))
+    for edge in found.graph.edges
+  ]
+  assert about(Ground(found.corpus, replace(found.graph, edges=tuple(edges))), "X " + one["relation"] + " Y") is None
+
+
+def test_a_path_whose_answer_stands_in_an_earlier_passage_is_not_asked_about():
+  named = [("Ada Morn", "heads", "Partisans"), ("Ada Morn", "is called", "Tira")]
+  texts = ["The Partisans were headed by Ada Morn (aka Tira).", "Ada Morn was called Tira."]
+  for text in (texts[0], texts[0].replace(" (aka Tira)", "")):
+    documents = [document("a", text), document("b", texts[1])]
+    triples = [
+      Triple(*one, of.id, 0, len(of.text), of.text.index(one[0]), of.text.index(one[2]))
+      for one, of in zip(named, documents)
+    ]
+    corpus = corpora.make("train", "general", "0000", documents, lambda texts: [length(text) for text in texts])
+    of = Ground(corpus, merge(triples, documents))
+    drafts = (draft(np.random.default_rng(n), of, 0) for n in range(20))
+    asked = [found for found in drafts if found and '"X heads Partisans"; "X is called Y"' in found.query]
+    assert bool(asked) is ("aka" not in text)
 
 
 def about(of: Ground, statement: str) -> Draft | None:

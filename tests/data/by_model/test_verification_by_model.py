@@ -48,11 +48,38 @@ def test_earlier_checks_stay_in_the_provenance():
 
 def test_the_verifier_decides_and_sees_three_fenced_texts():
   verifier = Scripted(lambda prompt, sample: "[[YES]]" if "the Peruvian state" in prompt else "[[NO]]")
-  solver = Scripted(lambda prompt, sample: "The answer is: the Peruvian state" if sample else "The answer is: Peru")
-  checked = robust([CAPITAL], panel(solver, verifier))
-  assert checked.kept[0].provenance["checks"]["robust"]["right"] == 1
-  seen = verifier.asked[1].messages[-1].content
+  answers = ["the Peruvian state", "Peru as a whole", "Chile"]
+  solver = Scripted(lambda prompt, sample: f"The answer is: {answers[sample]}")
+  (rejected,) = robust([CAPITAL], panel(solver, verifier, samples=3)).rejected
+  assert (rejected.reason, rejected.detail) == ("never_rewarded", "right 1 of 3 times")
+  assert [one.reason for one in grounded([CAPITAL], panel(solver, verifier, samples=3)).rejected] == ["known"]
+  seen = verifier.asked[0].messages[-1].content
   assert 'number="3">\nthe Peruvian state\n</' in seen and 'number="2">\nPeru\n</' in seen
+
+
+def test_only_what_the_rule_sees_too_is_worth_a_reward():
+  verifier = Scripted(lambda prompt, sample: "[[NO]]" if "Chile" in prompt else "[[YES]]")
+  answers = ["The Peru!", "the Peruvian state", "Peru, of course", "Chile"]
+  solver = Scripted(lambda prompt, sample: f"The answer is: {answers[sample]}")
+  found = robust([CAPITAL], panel(solver, verifier, samples=4)).kept[0].provenance["checks"]["robust"]
+  assert (found["right"], found["rewarded"], found["verifier"]) == (3, 2, "rule, scripted")
+  assert len(verifier.asked) == 3  # not about the answer's own words
+
+
+@pytest.mark.parametrize(
+  ("task", "gold", "answers", "right"),
+  [
+    ("corpus_numeric", "69.5%", ["69.5", "69.6", "69.54 percent", "about a third"], 2),
+    ("corpus_numeric", "2,597 km", ["2597", "2,596.67 km", "2,597 m", "It is 2,597 kilometres"], 2),
+    ("multiple_choice", "B", ["(B) Lima", "C", "b", "A or B"], 2),
+  ],
+)
+def test_quantities_and_letters_are_judged_by_the_rule_alone(task, gold, answers, right):
+  verifier = Scripted(lambda prompt, sample: "[[YES]]")
+  solver = Scripted(lambda prompt, sample: f"Hm, 7 of 9.\nThe answer is: {answers[sample]}")
+  example = Example("x", task, "context", "question", gold)
+  found = robust([example], panel(solver, verifier, samples=4)).kept[0].provenance["checks"]["robust"]
+  assert (found["right"], found["rewarded"], found["verifier"]) == (right, right, "rule") and not verifier.asked
 
 
 @pytest.mark.parametrize(
@@ -75,7 +102,7 @@ def test_a_check_that_did_not_come_about_is_not_passed(check):
   silent = Scripted(lambda prompt, sample: Reply("", "timeout"))
   assert [one.reason for one in check([CAPITAL], panel(silent)).rejected] == ["unchecked"]
   undecided = Scripted(lambda prompt, sample: "hm")
-  (rejected,) = check([CAPITAL], panel(Scripted(knows_capitals), undecided)).rejected
+  (rejected,) = check([INVENTED], panel(Scripted(lambda prompt, sample: "Morn, A."), undecided)).rejected
   assert (rejected.reason, rejected.detail) == ("unchecked", "verifier_undecided")
 
 

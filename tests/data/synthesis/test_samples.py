@@ -135,7 +135,30 @@ def test_tables_are_asked_about_in_english() -> None:
   assert table_templates.opening("class", columns) == 'Consider all classes above that state "limit" and "Area"'
   assert table_templates.opening("table row", columns).startswith("Consider all table rows above")
   assert table_templates.rounding("%", 1).endswith("rounded to 1 decimal.")
-  assert table_templates.rounding("km", 2).endswith("rounded to 2 decimals.")
+  plain = "as a plain number without words such as million, rounded to 2 decimals."
+  assert table_templates.rounding("km", 2) == f"Give it in km, {plain}"
+  assert table_templates.rounding("", 2) == f"Give it {plain}"
+
+
+def test_a_limit_has_the_unit_of_its_column() -> None:
+  rows = [(f"d{n}", float(n * n), 100.0 * n, None) for n in range(1, 9)]
+  columns, units = {"x": "Area", "y": "Coast"}, {"x": "sq km", "y": "km"}
+  (template,) = [one for one in table_templates.TEMPLATES["aggregation"] if "{y}" in one[0]]
+  asked = table_templates.fill(np.random.default_rng(0), template, columns, rows, units, "document")
+  assert asked is not None and re.search(r'whose "Coast" is above \d{3} km\? Give it in sq km, as', asked.question)
+
+
+@pytest.mark.parametrize(
+  ("words", "step", "decimals"),
+  [("sum of the {k}", 1.0, 0), ("sum of the {k}", 0.1, 2), ("mean of {x}", 1.0, 2), ("percentage", 1.0, 1)],
+)
+def test_a_sum_of_whole_numbers_is_whole(words: str, step: float, decimals: int) -> None:
+  rows = [(f"d{n}", 7 + n * n * step, None, None) for n in range(1, 9)]
+  every = (template for of in table_templates.TEMPLATES.values() for template in of)
+  template = next(one for one in every if words in one[0] and "{y}" not in one[0])
+  asked = table_templates.fill(np.random.default_rng(0), template, {"x": "Ports"}, rows, {"x": ""}, "document")
+  assert asked is not None and asked.program["decimals"] == decimals
+  assert f"rounded to {decimals} decimal" in asked.question
 
 
 @pytest.mark.parametrize("domain", ["countries", "modules"])
@@ -157,6 +180,24 @@ def test_readings_are_true_of_the_excerpts(domain: str, request: pytest.FixtureR
       assert example.provenance["candidates"] == list(found)[1:]
     else:
       assert re.findall(r"\w+", list(found.values())[both[0]])[:6] == example.answer.split()
+      # A heading that says the title once more is the title to some readers.
+      title = re.findall(r"\w+", list(found)[both[0]])
+      assert example.answer.split()[: len(title)] != title[:6]
+
+
+@pytest.mark.parametrize(
+  ("page", "title", "is_headed"),
+  [
+    ("# Message to Congress, 1999, W. J. Clinton\n\nMr Speaker, ...", "Message to Congress, 1999, W. J. Clinton", True),
+    ("Mali\n\nThe Sudanese Republic and Senegal became", "Mali", True),
+    ("Malian peasants sow millet and sorghum", "Mali", False),
+    ("[...]\n\nThe message to Congress of 1999 says", "Message to Congress, 1999, W. J. Clinton", False),
+  ],
+)
+def test_an_excerpt_that_begins_with_its_title_is_not_asked_how_it_begins(
+  page: str, title: str, is_headed: bool
+) -> None:
+  assert reading.headed(reading.opening(page), title) is is_headed
 
 
 @pytest.mark.parametrize("domain", ["countries", "modules"])
