@@ -19,6 +19,7 @@ _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _NAMING = {"id", "ids", "identifier", "isbn", "issn", "zip", "postcode", "phone", "fax", "lat", "lon", "lng"}
 _NAMING |= {"latitude", "longitude"}
 _NAMING_LAST = {"code", "number", "no", "nr", "rank", "year"}
+_INTENSIVE = {"average", "density", "mean", "median", "per", "percent", "percentage", "rate", "rates", "ratio", "share"}
 _DENSE = 2  # numbers that count through, at most so many times as far apart: some stand in other splits
 
 
@@ -64,6 +65,12 @@ def addable(attribute: str, facts: Iterable[tuple[int, Fact]]) -> bool:
       found[document].append(fact.number if not fact.unit else 0.5)
   several = [numbers for numbers in found.values() if len(numbers) > 1]
   return not all(map(_counting, several or [[number for numbers in found.values() for number in numbers]]))
+
+
+def summable(attribute: str, unit: str) -> bool:
+  """Whether the sum of an attribute's numbers means something: not that of percentages, rates or averages."""
+  words = {word.casefold() for word in _WORDS.findall(attribute.rpartition(" > ")[2])}
+  return unit != "%" and not words & _INTENSIVE
 
 
 def _counting(numbers: Sequence[float]) -> bool:

@@ -14,9 +14,9 @@ def screen(
   """(what passed, what did not), by id.
 
   First without the context, where `guesses` right answers to a multiple choice question prove nothing; then, what is
-  not known, with it. What passes says in its provenance its pass@k, `pass_rate`, and which of the `bins` uniform ones
-  holds that, counted from 0, `difficulty`. What is longer than the `room` that the solver has for it (tokens) passes
-  without, and its check says so: nobody has seen that the context bears the answer.
+  not known, with it. What passes says in its provenance its pass@k as the reward sees it, `pass_rate`, and which of the
+  `bins` uniform ones holds that, counted from 0, `difficulty`. What is longer than the `room` that the solver has for
+  it (tokens) passes without, and its check says so: nobody has seen that the context bears the answer.
   """
   kept: list[Example] = []
   rejected: list[Rejection] = []
@@ -34,6 +34,6 @@ def screen(
 
 def _with_difficulty(example: Example, bins: int) -> Example:
   solved = example.provenance["checks"]["robust"]
-  rate = solved["right"] / solved["samples"]
+  rate = solved["rewarded"] / solved["samples"]
   (number,) = pass_bins([rate], bins)
   return replace(example, provenance={**example.provenance, "pass_rate": rate, "difficulty": number})

@@ -12,6 +12,7 @@ import numpy as np
 from qwenlong_jax.data.synthesis import sql as queries
 from qwenlong_jax.data.synthesis.context import Asked
 from qwenlong_jax.data.synthesis.graph import clear, number_text, pick, rounded
+from qwenlong_jax.data.synthesis.quantities import summable
 
 FEWEST_ROWS = 6
 Template = tuple[str, str, int, str]
@@ -92,6 +93,8 @@ def fill(
   `units` of the columns that are numbers.
   """
   (question, sql, decimals, of), unit = template, units["x"]
+  if "sum(" in sql and not summable(columns["x"], unit):
+    return None
   xs = sorted({row[1] for row in table})
   # Ties matter where the answer is a name.
   if len(xs) < (len(table) if decimals < 0 else FEWEST_ROWS) or max(map(abs, xs)) > 1e15:

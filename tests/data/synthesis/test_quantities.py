@@ -70,3 +70,18 @@ def test_codes_coordinates_and_what_counts_through_are_no_quantities(
   for documents in ([0] * len(values), range(len(values))):
     facts = [(document, fact(attribute, value, 0, 1)) for document, value in zip(documents, values)]
     assert quantities.addable(attribute, facts) == addable
+
+
+@pytest.mark.parametrize(
+  ("attribute", "unit", "sum_means_something"),
+  [
+    ("Population", "", True),
+    ("Shares issued", "", True),
+    ("Growth", "%", False),
+    ("Exchange rate", "", False),
+    ("GDP per head", "", False),
+    ("Rates > Length", "km", True),  # the column of a table so named
+  ],
+)
+def test_rates_and_averages_are_not_summed(attribute: str, unit: str, sum_means_something: bool) -> None:
+  assert quantities.summable(attribute, unit) is sum_means_something
