@@ -13,9 +13,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "").split()
 flags = [flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count")]
 flags.append(f"--xla_force_host_platform_device_count={DEVICES}")
-# Most of the time goes into compiling for the CPU what then runs for milliseconds: unoptimised, unless told otherwise.
-if not any(flag.startswith("--xla_backend_optimization_level") for flag in flags):
-  flags.append("--xla_backend_optimization_level=0")
+# Most of the time goes into compiling for the CPU what then runs for milliseconds: unoptimised, without the emitters
+# that take every fusion through MLIR's passes (more than half of the time), unless told otherwise.
+for flag in ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"):
+  if not any(given.startswith(flag.partition("=")[0]) for given in flags):
+    flags.append(flag)
 os.environ["XLA_FLAGS"] = " ".join(flags)
 # XLA sizes its thread pool by the cores it counts: with fewer threads than devices a collective waits for ever.
 os.environ["NPROC"] = "32"
