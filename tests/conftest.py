@@ -1,5 +1,6 @@
 """Every test sees eight CPU devices, never the network, and the same random examples on every run."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,11 @@ flags.append(f"--xla_force_host_platform_device_count={DEVICES}")
 # Most of the time goes into compiling for the CPU what then runs for milliseconds: unoptimised, unless told otherwise.
 if not any(flag.startswith("--xla_backend_optimization_level") for flag in flags):
   flags.append("--xla_backend_optimization_level=0")
-os.environ["XLA_FLAGS"] = " ".join(flags)
+# And without the emitters that take every fusion through MLIR's passes, more than half of the time that was left. That
+# flag ends a process that loads libtpu: `pytest_collection_finish` takes it away again. Processes that tests start are
+# given CPU_XLA_FLAGS where they compile for the CPU.
+FLAGS_OF_ALL = " ".join(flags)
+os.environ["XLA_FLAGS"] = os.environ["CPU_XLA_FLAGS"] = f"{FLAGS_OF_ALL} --xla_cpu_use_fusion_emitters=false"
 # XLA sizes its thread pool by the cores it counts: with fewer threads than devices a collective waits for ever.
 os.environ["NPROC"] = "32"
 # libtpu compiles for TPU topologies without a TPU: it may ask no metadata server and tolerate other such processes.
@@ -41,3 +46,28 @@ settings.register_profile(
   "thorough", deadline=None, max_examples=500, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# They take longest, so they go first: no worker is left with one of them at the end.
+FIRST = (
+  "test_flash_attention.py",
+  "test_resume.py",
+  "test_synthesize.py",
+  "test_processes.py",
+  "test_tpu_compile.py",
+  "test_notebooks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+def pytest_collection_finish(session):
+  """XLA has read its flags once the CPU's backend is there; libtpu reads them when a test loads it."""
+  import jax
+
+  jax.devices()
+  os.environ["XLA_FLAGS"] = FLAGS_OF_ALL
+  # Tracing allocates much that is soon gone; walking each time through all that was imported takes 7% of the time.
+  gc.freeze()
+  gc.set_threshold(50_000, 10, 10)

@@ -20,6 +20,7 @@ def test_it_runs(path):
   assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
   # So that plots go into the notebook.
   environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+  environment["XLA_FLAGS"] = os.environ["CPU_XLA_FLAGS"]
   NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute(env=environment)
   plots = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
   assert plots

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def printed(program, *arguments):
   done = subprocess.run(
     [sys.executable, str(ROOT / "experiments" / program), *arguments],
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    env=os.environ | {"XLA_FLAGS": os.environ["CPU_XLA_FLAGS"]},
     capture_output=True,
     text=True,
   )

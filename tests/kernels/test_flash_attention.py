@@ -125,10 +125,11 @@ def test_over_other_keys_than_its_own(local, options):
   queries, keys = ((random.integers(-1, 3, (b, n)), random.integers(0, 500, (b, n))) for n in (l, m))
   keys[1][1] += 1000  # positions of the second row, after all of its queries
   slots = [pallas_tpu.Slots(*(jnp.asarray(x) for x in pair)) for pair in (queries, keys)]
+  forward, backward = (jax.jit(functools.partial(run, **options)) for run in (module.forward, module.backward))
   with interpreted():
-    out, lse = jax.block_until_ready(module.forward(q, k, v, *slots, **options))
+    out, lse = jax.block_until_ready(forward(q, k, v, *slots))
     delta = (cotangent * out).sum(-1)
-    found = jax.block_until_ready(module.backward(q, k, v, cotangent, lse, delta, *slots, **options))
+    found = jax.block_until_ready(backward(q, k, v, cotangent, lse, delta, *slots))
   wanted, wanted_lse, gradients = oracle(q, k, v, *queries, cotangent, keys=keys)
   assert error(out, wanted) < FORWARD
   np.testing.assert_allclose(lse, wanted_lse, rtol=FORWARD, atol=FORWARD)
@@ -163,14 +164,14 @@ def test_large_scores_do_not_overflow(run):
   check(run, *(np.broadcast_to(x, (B, L)) for x in LAYOUTS["causal"]), [q * 30, k * 30, v, cotangent], 1e-4, 1e-3)
 
 
-@pytest.mark.parametrize("heads, groups", [(3, 3), (6, 1), (6, 3)])
+@pytest.mark.parametrize("heads, groups", [(3, 3), (6, 1)])
 def test_query_heads_read_the_keys_of_their_group(run, heads, groups):
   segment, position = (x[None, :13] for x in LAYOUTS["shared prefix, three branches"])
   check(run, segment, position, random_inputs((1, 13, heads, groups, D), 2))
 
 
-@pytest.mark.parametrize("length", [1, 8, 15])
-def test_lengths_around_the_block(run, length):
+@pytest.mark.parametrize("length", [1, 12])
+def test_lengths_that_are_less_than_a_block_or_whole_blocks(run, length):
   check(run, np.zeros((1, length), int), np.arange(length)[None], random_inputs((1, length, 2, 1, D), 3))
 
 

@@ -49,7 +49,7 @@ class Run:
       address = f"localhost:{free.getsockname()[1]}"
     command = [sys.executable, str(ROOT / "experiments/run.py"), f"--config={CONFIG}:scored", *self.settings]
     command += [f"--workdir={self.workdir}"]
-    flags = f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0"
+    flags = os.environ["CPU_XLA_FLAGS"].replace("device_count=8", f"device_count={8 // processes}")
     cache = {"JAX_COMPILATION_CACHE_DIR": str(self.cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     self.processes = []
     for number in range(processes):
