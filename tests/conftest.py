@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 if "jax" in sys.modules:
@@ -17,11 +18,13 @@ flags.append(f"--xla_force_host_platform_device_count={DEVICES}")
 # Most of the time goes into compiling for the CPU what then runs for milliseconds: unoptimised, unless told otherwise.
 if not any(flag.startswith("--xla_backend_optimization_level") for flag in flags):
   flags.append("--xla_backend_optimization_level=0")
-# And without the emitters that take every fusion through MLIR's passes, more than half of the time that was left. That
-# flag ends a process that loads libtpu: `pytest_collection_finish` takes it away again. Processes that tests start are
-# given CPU_XLA_FLAGS where they compile for the CPU.
 FLAGS_OF_ALL = " ".join(flags)
-os.environ["XLA_FLAGS"] = os.environ["CPU_XLA_FLAGS"] = f"{FLAGS_OF_ALL} --xla_cpu_use_fusion_emitters=false"
+# And without the emitters that take every fusion through MLIR's passes, more than half of the time that was left. That
+# flag ends a process that loads libtpu, and any from jaxlib 0.11 on: `pytest_collection_finish` takes it away again.
+# Processes that tests start are given CPU_XLA_FLAGS where they compile for the CPU.
+if version("jaxlib").startswith("0.10."):
+  flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = os.environ["CPU_XLA_FLAGS"] = " ".join(flags)
 # XLA sizes its thread pool by the cores it counts: with fewer threads than devices a collective waits for ever.
 os.environ["NPROC"] = "32"
 # libtpu compiles for TPU topologies without a TPU: it may ask no metadata server and tolerate other such processes.
