@@ -13,7 +13,9 @@ DEVICES = 8
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = os.environ.get("XLA_FLAGS", "").split()
-flags = [flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count")]
+# xdist's workers inherit what its first process has set here.
+OURS = ("--xla_force_host_platform_device_count", "--xla_cpu_use_fusion_emitters")
+flags = [flag for flag in flags if not flag.startswith(OURS)]
 flags.append(f"--xla_force_host_platform_device_count={DEVICES}")
 # Most of the time goes into compiling for the CPU what then runs for milliseconds: unoptimised, unless told otherwise.
 if not any(flag.startswith("--xla_backend_optimization_level") for flag in flags):
