@@ -247,7 +247,7 @@ def test_with_every_checkpoint_damaged_nothing_is_set_aside(tmp_path):
 def test_the_checksum_sees_every_element_and_its_place():
   for dtype in (jnp.float32, jnp.bfloat16, jnp.int32, jnp.int8, jnp.bool_):
     array = jnp.zeros((5, 3), dtype)
-    sums = {int(_checksum(array))} | {int(_checksum(array.at[i, j].set(1))) for i in range(5) for j in range(3)}
+    sums = {int(_checksum(array))} | {int(_checksum(array.at[i, j].set(dtype(1)))) for i in range(5) for j in range(3)}
     assert len(sums) == 16
   # Two changes of the sign bit alone cancel in a plain weighted sum.
   assert int(_checksum(jnp.array([1.0, 2.0, 3.0, 4.0]))) != int(_checksum(jnp.array([-1.0, 2.0, -3.0, 4.0])))
