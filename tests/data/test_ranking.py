@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from qwenlong_jax.data.ranking import BM25
+
 CODE = """
 {first}
 from qwenlong_jax.data.ranking import BM25
@@ -26,3 +28,9 @@ def test_a_synthesis_asks_jax_for_no_device():
       text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_index_is_not_told_about(caplog):
+  index = BM25()
+  index.index([["a", "b"], ["c"]], show_progress=False)
+  assert not caplog.records
