@@ -68,7 +68,7 @@ def addable(attribute: str, facts: Iterable[tuple[int, Fact]]) -> bool:
 
 
 def summable(attribute: str, unit: str) -> bool:
-  """Whether the sum of an attribute's numbers means something: not that of percentages, rates or averages, by name or unit."""
+  """Whether a sum of an attribute's numbers means something: not of percentages, rates or averages, by name or unit."""
   named = f"{attribute.rpartition(' > ')[2]} {unit}"
   words = {word.casefold() for word in _WORDS.findall(named)}
   return "%" not in named and "/" not in unit and not words & _INTENSIVE
