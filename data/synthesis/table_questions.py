@@ -150,7 +150,9 @@ def _filled(example: Example, posed: Posed) -> Example | tuple[str, str]:
     return "unit", posed.unit
   unit = "%" if share else program["unit"]
   # As the templates round.
-  decimals = 1 if share else 0 if max(abs(row[1]) for row in table.rows) >= 1000 else 2
+  xs = [float(row[1]) for row in table.rows]
+  whole = all(x.is_integer() for x in (*xs, float(written.value))) and not tree.find(exp.Avg, exp.Median, exp.Div)
+  decimals = 1 if share else 0 if whole or max(map(abs, xs)) >= 1000 else 2
   answer = rounded(float(written.value), decimals, unit)
   stated = [rounded(row[1], decimals, unit) for row in table.rows]
   if found := _degenerate(answer, float(written.value), decimals, stated):

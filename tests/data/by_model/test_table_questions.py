@@ -97,6 +97,14 @@ def test_a_question_of_a_model_is_answered_by_its_query_in_its_unit():
   assert all(map(reproduced, done.kept))
 
 
+def test_a_sum_of_whole_numbers_has_no_decimals_and_their_mean_has():
+  total = 'What is the sum of "Length" of those whose "Toll" is below 45?', "SELECT sum(x) FROM facts WHERE y < 45", "x"
+  mean = 'What is the mean "Length" at the 2 lowest values of "Toll"?', (
+    "SELECT avg(x) FROM (SELECT x FROM facts ORDER BY y LIMIT 2)"
+  ), "x"
+  assert [one.answer for one in run(total, mean).kept] == ["51 km", "12.50 km"]
+
+
 def test_the_checker_that_divides_in_sqlite_comes_to_the_same():
   for one in run(GAP, SHARE, COUNTED).kept:
     program = one.provenance["program"]
