@@ -6,6 +6,7 @@ its answer away are rejected, whoever wanted them.
 """
 
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ _ORDERS = re.compile(
 _SQUASHED = 6
 # Characters that one key stands for; each is one character before and after.
 _KEYS = str.maketrans("‘’‚‛“”„‟‐‑‒–—―−", "''''" + '"' * 4 + "-" * 7)
+_ENDS = ".,;:" + string.whitespace
 _IN_BRACKETS = re.compile(r"\w\s+\([^()]*\)$")
 
 
@@ -142,7 +144,8 @@ def find(text: str, quote: str, whole: bool = False) -> tuple[int, int] | None:
   differ: curly and straight quotation marks, kinds of dashes, a full stop or dots around it. With `whole`, it neither
   begins nor ends inside a word.
   """
-  copied = re.sub(r"^\s*\.{3}|[.,;:\s]+$", "", quote.translate(_KEYS).replace("…", "..."))
+  copied = quote.translate(_KEYS).replace("…", "...").strip().removeprefix("...")
+  copied = re.sub("-+", "-", copied.rstrip(_ENDS))
   loosely = _written(copied, whole).replace(r"\-", "-+")
   for pattern, where in ((_written(quote, whole), text), (loosely, text.translate(_KEYS))):
     if pattern and (match := re.search(pattern, where)):

@@ -68,9 +68,10 @@ def addable(attribute: str, facts: Iterable[tuple[int, Fact]]) -> bool:
 
 
 def summable(attribute: str, unit: str) -> bool:
-  """Whether the sum of an attribute's numbers means something: not that of percentages, rates or averages."""
-  words = {word.casefold() for word in _WORDS.findall(attribute.rpartition(" > ")[2])}
-  return unit != "%" and not words & _INTENSIVE
+  """Whether a sum of an attribute's numbers means something: not of percentages, rates or averages, by name or unit."""
+  named = f"{attribute.rpartition(' > ')[2]} {unit}"
+  words = {word.casefold() for word in _WORDS.findall(named)}
+  return "%" not in named and "/" not in unit and not words & _INTENSIVE
 
 
 def _counting(numbers: Sequence[float]) -> bool:

@@ -19,6 +19,7 @@ from qwenlong_jax.data.prompts import Prompts
 from qwenlong_jax.data.synthesis.graph import clear, rounded
 from qwenlong_jax.data.synthesis.paraphrase import astray, reproduced, sheet, straight
 from qwenlong_jax.data.synthesis.proposals import Rules, alike, wording
+from qwenlong_jax.data.synthesis.quantities import summable
 from qwenlong_jax.data.synthesis.sql import Table, run
 from qwenlong_jax.data.synthesis.table_templates import facts, opening, rounding
 from qwenlong_jax.data.synthesis.tables import NOUN
@@ -71,8 +72,8 @@ def pose(
 
   Reasons for a rejection: "writer_" and a failure of the reply or of its JSON (all of an example's), "too_many",
   "near_duplicate", those of `proposals.wording`, of `text_to_sql.evaluated` and `write_queries`, and "unit" (it does
-  not scale as it says, or hangs on a value that lies on a limit), "name", "number" (not said), "portable" (SQLite
-  would not know it, or divide otherwise), "degenerate", "other_result".
+  not scale as it says, or hangs on a value that lies on a limit), "name", "number" (not said), "sum" (of percentages,
+  rates or averages), "portable" (SQLite would not know it, or divide otherwise), "degenerate", "other_result".
   """
   sound = [one for one in examples if one.task == "corpus_numeric" and _has_number(one) and reproduced(one)]
   told = [_told(one, prompts, count) for one in sound]
@@ -142,14 +143,16 @@ def _filled(example: Example, posed: Posed) -> Example | tuple[str, str]:
   if not is_number(written.value):
     return "query_shape", f"{written.value!r} is no number"
   tree, asked = sqlglot.parse_one(written.sql, dialect="duckdb"), straight(posed.question, example.question)
-  if failed := _strange(tree) or _unsaid(asked, tree, program["columns"]):
+  if failed := _strange(tree) or _unsaid(asked, tree, program["columns"]) or _summed(tree, program):
     return failed
   sql, share = _divided(tree), posed.unit == "%"
   if posed.unit not in ("x", "%") or share != ("100.0 *" in sql) or not _scales(sql, table, share):
     return "unit", posed.unit
   unit = "%" if share else program["unit"]
   # As the templates round.
-  decimals = 1 if share else 0 if max(abs(row[1]) for row in table.rows) >= 1000 else 2
+  xs = [float(row[1]) for row in table.rows]
+  whole = all(x.is_integer() for x in (*xs, float(written.value))) and not tree.find(exp.Avg, exp.Median, exp.Div)
+  decimals = 1 if share else 0 if whole or max(map(abs, xs)) >= 1000 else 2
   answer = rounded(float(written.value), decimals, unit)
   stated = [rounded(row[1], decimals, unit) for row in table.rows]
   if found := _degenerate(answer, float(written.value), decimals, stated):
@@ -188,6 +191,16 @@ def _unsaid(question: str, tree: exp.Expr, columns: dict[str, str]) -> tuple[str
       return "number", literal.this
   missing = [text for text in texts if f'"{text}"' not in question]
   return ("name", ", ".join(missing)) if missing else None
+
+
+def _summed(tree: exp.Expr, program: dict[str, Any]) -> tuple[str, str] | None:
+  """A sum over x that means nothing."""
+  if summable(program["columns"]["x"], program["unit"]):
+    return None
+  for one in tree.find_all(exp.Sum):
+    if any(column.name.casefold() == "x" for column in one.find_all(exp.Column)):
+      return "sum", one.sql(dialect="duckdb")
+  return None
 
 
 def _scales(sql: str, table: Table, share: bool) -> bool:

@@ -92,7 +92,8 @@ def extract(
 
   Reasons for a rejection: "extractor_" and a failure of the reply or of its JSON (the whole document's), "empty",
   "long", "pronoun", "same_entity", "quote_not_found", "instruction", "head_not_in_quote", "tail_not_in_quote",
-  "repeated", "too_many"; "verifier_" and a failure (the whole document's), "unstated".
+  "repeated", "too_many"; "verifier_" and a failure or "unknown", the number of no line (the whole document's),
+  "unstated".
   """
   asked = [prompts.triples.fill(documents=fenced([told(one)]), count=count) for one in documents]
   replies = ask_json(engine, [ask(prompt, sampling=sampling) for prompt in asked], Extraction)
@@ -120,6 +121,10 @@ def _confirmed(
   for (document, triples), reply in zip(found, replies):
     if reply.value is None:
       bad.append(Rejection(document.id, f"verifier_{reply.failure}", reply.detail))
+      continue
+    # Who counts from 0, or other lines, means others than it says.
+    if strange := {*reply.value.unstated, *reply.value.shared} - set(range(1, len(triples) + 1)):
+      bad.append(Rejection(document.id, "verifier_unknown", f"{sorted(strange)} of {len(triples)} lines"))
       continue
     for number, one in enumerate(triples, start=1):
       if number in reply.value.unstated:

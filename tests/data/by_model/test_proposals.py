@@ -48,6 +48,13 @@ def test_a_quote_may_be_typed_with_other_keys():
   assert find(text, "cost ... crowns") is None and find(text, "...") is None
 
 
+def test_a_line_of_dashes_is_copied_at_any_length():
+  text = f"Tolls\n{'-' * 80}\nUnder forty tons."
+  assert find(text, f"Tolls\n{'-' * 60}\nUnder forty tons") == (0, len(text) - 1)
+  # With a search for each way to share the dashes out, this would not end.
+  assert find(text, f"{'-' * 60}\nOver forty tons") is None
+
+
 @pytest.mark.parametrize(
   ("text", "reason"),
   [

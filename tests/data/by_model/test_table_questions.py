@@ -73,8 +73,8 @@ def reads(*posed: tuple[str, str, str]) -> Scripted:
   return Scripted(lambda prompt, sample: json.dumps({"sql": known(prompt)}), "reader")
 
 
-def run(*posed: tuple[str, str, str], count: int = 3):
-  return pose([EXAMPLE], says(*posed), reads(*posed), WORDS, count)
+def run(*posed: tuple[str, str, str], count: int = 3, example: Example = EXAMPLE):
+  return pose([example], says(*posed), reads(*posed), WORDS, count)
 
 
 def test_a_question_of_a_model_is_answered_by_its_query_in_its_unit():
@@ -97,10 +97,27 @@ def test_a_question_of_a_model_is_answered_by_its_query_in_its_unit():
   assert all(map(reproduced, done.kept))
 
 
+def test_a_sum_of_whole_numbers_has_no_decimals_and_their_mean_has():
+  total = 'What is the sum of "Length" of those whose "Toll" is below 45?', "SELECT sum(x) FROM facts WHERE y < 45", "x"
+  mean = 'What is the mean "Length" at the 2 lowest values of "Toll"?', (
+    "SELECT avg(x) FROM (SELECT x FROM facts ORDER BY y LIMIT 2)"
+  ), "x"
+  assert [one.answer for one in run(total, mean).kept] == ["51 km", "12.50 km"]
+
+
 def test_the_checker_that_divides_in_sqlite_comes_to_the_same():
   for one in run(GAP, SHARE, COUNTED).kept:
     program = one.provenance["program"]
     assert agree(one.answer, solve(program, CONTEXT).value) and unsaid(one.question, program) == []
+
+
+def test_percentages_are_averaged_and_not_summed():
+  program = PROGRAM | {"table": ROWS, "decimals": 2, "unit": "%"}
+  example = replace(EXAMPLE, answer="63.00%", provenance=EXAMPLE.provenance | {"program": program})
+  total = 'What is the sum of "Length" of those whose "Toll" is below 45?', "SELECT sum(x) FROM facts WHERE y < 45", "x"
+  done = run(total, SHARE, GAP, example=example)
+  assert [one.reason for one in done.rejected] == ["sum", "sum"]
+  assert [one.answer for one in done.kept] == ["-6.50%"]
 
 
 LIMIT = 'What is the mean "Length" of those whose "Toll" is above 45?'

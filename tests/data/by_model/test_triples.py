@@ -75,13 +75,16 @@ def test_no_more_than_asked_for_and_none_from_orders():
 
 def test_a_passage_that_does_not_state_the_fact_costs_the_triple():
   sunk = ("Ada Morn", "doubted", "quay", "Ada Morn, doubted that the\nquay would hold")
-  judge = agrees(2, 9)
+  judge = agrees(2)
   done = run(BUILT, sunk, DREDGED, verifier=judge)
   assert [one.relation for one in done.triples] == [BUILT[1], DREDGED[1]] and done.reasons == {"unstated": 1}
   shown = judge.asked[0].messages[0].content
   assert "2. Its engineer, «Ada Morn, doubted that the quay would hold». => Ada Morn doubted quay\n3. «The" in shown
   lost = run(DREDGED, verifier=Scripted(lambda prompt, sample: Reply("", "length")))
   assert not lost.triples and lost.reasons == {"verifier_length": 1}
+  for verifier in (agrees(0), agrees(1, 3), agrees(shared=(3,))):
+    strange = run(DREDGED, BUILT, verifier=verifier)
+    assert not strange.triples and strange.reasons == {"verifier_unknown": 1}
 
 
 def test_a_fact_of_several_stays_and_says_so():

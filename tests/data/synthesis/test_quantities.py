@@ -78,6 +78,11 @@ def test_codes_coordinates_and_what_counts_through_are_no_quantities(
     ("Population", "", True),
     ("Shares issued", "", True),
     ("Growth", "%", False),
+    ("Debt", "% of GDP", False),
+    ("Debt (% of GDP)", "", False),
+    ("Speed", "km/h", False),
+    ("Crowd", "people per km", False),
+    ("Depth", "m", True),
     ("Exchange rate", "", False),
     ("GDP per head", "", False),
     ("Rates > Length", "km", True),  # the column of a table so named
