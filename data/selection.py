@@ -158,35 +158,28 @@ def pass_bins(rates: Sequence[float], bins: int) -> list[int]:
   return [min(int(rate * bins + 1e-9), bins - 1) for rate in rates]
 
 
-def equal_per_bin(
-  sources: Sequence[str], rates: Sequence[float], bins: int, seed: int, per_bin: int | None = None
-) -> list[int]:
-  """Places of examples drawn by chance, of each source equally many from every bin of pass@k that is not empty.
+def stratify(sources: Sequence[str], rates: Sequence[float], bins: int, per_bin: int, seed: int) -> list[int]:
+  """Places of examples drawn by chance, of each source `per_bin` from every bin of pass@k.
+
+  A bin that holds fewer gives all it has: few examples are of middling difficulty, and the smallest bin would decide.
 
   Args:
     sources: where each example comes from; a source is stratified for itself (section 4.2).
     rates: pass@k of each under the base model.
-    per_bin: examples from each bin; None: as many as the source's smallest bin holds.
 
   Raises:
-    ValueError: sources and rates differ in number, a bin holds fewer than `per_bin`, and as `pass_bins`.
+    ValueError: sources and rates differ in number, per_bin is less than 1, and as `pass_bins`.
   """
   if len(sources) != len(rates):
     raise ValueError(f"{len(sources)} sources for {len(rates)} pass rates; give one of each to every example")
-  members: dict[str, dict[int, list[int]]] = {}
-  for place, (source, number) in enumerate(zip(sources, pass_bins(rates, bins))):
-    members.setdefault(source, {}).setdefault(number, []).append(place)
+  if per_bin < 1:
+    raise ValueError(f"{per_bin=} examples from each bin must be at least 1")
+  members: dict[tuple[str, int], list[int]] = {}
+  for place, member in enumerate(zip(sources, pass_bins(rates, bins))):
+    members.setdefault(member, []).append(place)
   chosen: list[int] = []
-  for source, found in sorted(members.items()):
-    smallest = min(found, key=lambda number: len(found[number]))
-    wanted = len(found[smallest]) if per_bin is None else per_bin
-    if wanted > len(found[smallest]):
-      raise ValueError(
-        f"{per_bin=}, but bin {smallest} of {bins} of source {source!r} holds {len(found[smallest])}; "
-        "ask for as many, or use fewer bins"
-      )
-    for number, places in sorted(found.items()):
-      # A source's draw does not change with the others there are.
-      rng = np.random.default_rng([seed, _hash(source), number])
-      chosen += (places[n] for n in rng.choice(len(places), wanted, replace=False))
+  for (source, number), places in members.items():
+    # A source's draw does not change with the others there are.
+    rng = np.random.default_rng([seed, _hash(source), number])
+    chosen += (places[n] for n in rng.permutation(len(places))[:per_bin])
   return sorted(chosen)

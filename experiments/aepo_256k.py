@@ -20,8 +20,9 @@ def get_config(folder: str = "") -> ConfigDict:
   c.model.dtype = "bfloat16"
   c.model.remat = True
   c.mesh.ring = 16
-  # Section 4.1, Figure 6. Not in the report: how many steps each stage took, how many bins, what counts as failed.
-  c.stages.rl1 = stage(steps=100, prompt_tokens=20 * 1024, response_tokens=12 * 1024, bins=4)
+  # Section 4.1, Figure 6. Not in the report: how many steps each stage took, how many bins of what size, and what
+  # counts as failed.
+  c.stages.rl1 = stage(steps=100, prompt_tokens=20 * 1024, response_tokens=12 * 1024, bins=4, per_bin=250)
   c.stages.rl2 = stage(steps=100, prompt_tokens=60 * 1024, response_tokens=20 * 1024, below=1.0)
   c.stages.rl3 = stage(steps=100, prompt_tokens=120 * 1024, response_tokens=50 * 1024, below=1.0)
   c.batch.micro_rows = 1

@@ -63,8 +63,9 @@ def get_config() -> ConfigDict:
   c.llm.verifier = endpoint()  # who judges answers; likewise
   c.llm.prompts = ""  # folder of prompts instead of those in data/prompts, by the same names
   c.llm.max_tokens = 4096  # of a reply, its thoughts included
-  # Of a prompt and its reply, by our tokenizer, so leave some; 0: no limit. What is longer is not asked: a document is
-  # passed over, a sample is screened without its context only, says so, and has no difficulty.
+  # Of a prompt and its reply, by our tokenizer, so leave some; 0: what a model in this process was made for, or no
+  # limit. What is longer is not asked: a document is passed over, a sample is screened without its context only, says
+  # so, and has no difficulty.
   c.llm.window = 0
   c.llm.concurrency = 16  # requests under way, or replies that this process samples at once
   c.llm.requests_per_minute = 0.0  # at each endpoint; 0: no limit
@@ -188,12 +189,14 @@ def endpoint() -> ConfigDict:
   return c
 
 
-def stage(steps: int, prompt_tokens: int, response_tokens: int, below: float = 0.0, bins: int = 0) -> ConfigDict:
+def stage(
+  steps: int, prompt_tokens: int, response_tokens: int, below: float = 0.0, bins: int = 0, per_bin: int = 0
+) -> ConfigDict:
   """A stage of reinforcement learning: prompts of up to `prompt_tokens` (the chat template comes on top).
 
   Of its examples it takes those of a pass@k less than `below` (0: all; 1: all that are not always solved) and of these
-  equally many from each of `bins` of pass@k (0: all), by the policy before its first step.
+  `per_bin` of each task from each of `bins` of pass@k (0: all), by the policy before its first step.
   """
   c = ConfigDict({"steps": steps, "prompt_tokens": prompt_tokens, "response_tokens": response_tokens})
-  c.below, c.bins = below, bins
+  c.below, c.bins, c.per_bin = below, bins, per_bin
   return c

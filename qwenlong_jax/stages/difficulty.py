@@ -18,6 +18,7 @@ from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl.learner import TrainState
 from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.stages.answering import Answered
+from qwenlong_jax.stages.evaluate import write
 from qwenlong_jax.stages.session import Session
 from qwenlong_jax.stages.setup import Workshop, data_folder
 from qwenlong_jax.types import TASKS, Example
@@ -48,7 +49,7 @@ def training_data(shop: Workshop, session: Session, state: TrainState, name: str
   examples = loading.open_all(folder)
   rates = pass_rates(shop, session, state.params, examples, folder.with_name(f"{chosen.name}.rates.jsonl"), ask)
   tasks = [example.task for example in examples]
-  places = choose(tasks, rates, stage.below, stage.bins, config.seed)
+  places = choose(tasks, rates, stage.below, stage.bins, stage.per_bin, config.seed)
   kept = Counter(tasks[place] for place in places)
   shards = min(config.data.shards, *kept.values())
   hosts.first(lambda: loading.write_shards(chosen, (examples[place] for place in places), shards))
@@ -73,8 +74,10 @@ def pass_rates(
   return rates
 
 
-def choose(tasks: Sequence[str], rates: Sequence[float], below: float, bins: int, seed: int) -> list[int]:
-  """Places of the examples of a pass@k less than `below` (0: of all), of these equally many of each task's `bins`.
+def choose(
+  tasks: Sequence[str], rates: Sequence[float], below: float, bins: int, per_bin: int, seed: int
+) -> list[int]:
+  """Places of the examples of a pass@k less than `below` (0: of all), of these `per_bin` of each task's `bins`.
 
   Where a task has none below, its hardest stay: a balanced batch needs every task.
   """
@@ -85,7 +88,7 @@ def choose(tasks: Sequence[str], rates: Sequence[float], below: float, bins: int
       hardest[task] = min(hardest[task], rate)
     places = [n for n in places if rates[n] < below or rates[n] == hardest[tasks[n]]]
   if bins:
-    drawn = selection.equal_per_bin([tasks[n] for n in places], [rates[n] for n in places], bins, seed)
+    drawn = selection.stratify([tasks[n] for n in places], [rates[n] for n in places], bins, per_bin, seed)
     places = [places[n] for n in drawn]
   return places
 
@@ -97,7 +100,7 @@ def kept_rates(path: Path) -> list[float]:
   text = path.read_text(encoding="utf-8")
   whole = text[: text.rfind("\n") + 1]
   if whole != text:
-    path.write_text(whole, encoding="utf-8")
+    write(path, whole)
   try:
     return [float(rate) for line in whole.splitlines() for rate in json.loads(line)]
   except (ValueError, TypeError) as error:

@@ -132,8 +132,10 @@ def check(config: ConfigDict) -> None:
   if config.data.worlds < 1:
     raise ValueError(f"data.worlds={config.data.worlds} must be at least 1, the real one")
   for name, stage in config.stages.items():
-    if not 0 <= stage.below <= 1 or stage.bins < 0:
-      raise ValueError(f"stages.{name}.below={stage.below} must be of 0 to 1, and bins={stage.bins} at least 0")
+    if not 0 <= stage.below <= 1:
+      raise ValueError(f"stages.{name}.below={stage.below} must be of 0 to 1")
+    if min(stage.bins, stage.per_bin) < 0 or (stage.bins > 0) != (stage.per_bin > 0):
+      raise ValueError(f"stages.{name}.bins={stage.bins} and per_bin={stage.per_bin}: give both, or 0 for neither")
   if not plan_of(config):
     raise ValueError("nothing to do: warmstart.steps is 0 and no stage has steps; set one of them")
   steps, warmup = config.warmstart.steps, config.warmstart.warmup_steps

@@ -68,10 +68,13 @@ def models_of(config: ConfigDict, workdir: Path) -> Models | None:
     OSError: a key, or a file of a model's folder, that is not there.
   """
   if not config.llm.url and not config.llm.model:
+    for name in ("solver", "verifier"):
+      if config.llm[name].url or config.llm[name].model:
+        raise ValueError(f"llm.{name} names a model and llm none; give llm.model, which proposes, too")
     return None
   if not config.llm.model:
     raise ValueError(f"llm.url={config.llm.url!r} and llm.model='': give both, or neither, for no model")
-  course, room = _course(config), _room(config)
+  course = _course(config)
   check((), course)
   pass_bins((), config.screens.bins)
   usage = Usage()
@@ -80,6 +83,7 @@ def models_of(config: ConfigDict, workdir: Path) -> Models | None:
     proposer = cast.player("", config.llm)
     roles = (("solver", config.llm.solver), ("verifier", config.llm.verifier))
     solver, verifier = (cast.player(name, role) if role.url or role.model else proposer for name, role in roles)
+  room = _room(config, (proposer, solver, verifier))
   return Models(Trio(proposer, solver, verifier), Prompts.load(config.llm.prompts or None), course, usage, room)
 
 
@@ -146,14 +150,16 @@ class _Cast:
     return LocalModel(self.loaded[model], limits, self.usage, since_ever=True)
 
 
-def _room(config: ConfigDict) -> int | None:
-  window, reply = config.llm.window, config.llm.max_tokens
+def _room(config: ConfigDict, players: Sequence[Completion]) -> int | None:
+  """Within `llm.window`, and within that of a model in this process, which is known."""
+  known = [player.window for player in players if isinstance(player, LocalModel)]
+  window, reply = min([*known, *[config.llm.window] * bool(config.llm.window)], default=0), config.llm.max_tokens
   if not window:
     return None
   if window <= reply + _AROUND:
     raise ValueError(
-      f"llm.window={window} leaves no room for documents beside a reply of llm.max_tokens={reply} and {_AROUND} tokens "
-      "of a prompt; lower llm.max_tokens"
+      f"a window of {window} tokens (llm.window={config.llm.window}, or the model's own) leaves no room for documents "
+      f"beside a reply of llm.max_tokens={reply} and {_AROUND} tokens of a prompt; lower llm.max_tokens"
     )
   return window - reply - _AROUND
 

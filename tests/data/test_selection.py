@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwenlong_jax.data import selection
-from qwenlong_jax.data.selection import Contamination, equal_per_bin, pass_bins
+from qwenlong_jax.data.selection import Contamination, pass_bins, stratify
 from qwenlong_jax.types import Example, Span
 
 FACT = "the harbour master of Port Ellis counted forty two grey herons on the north pier at dawn"
@@ -118,27 +118,28 @@ def test_a_rate_that_is_no_fraction_is_refused(rate):
     pass_bins([0.5, rate], 4)
 
 
-def test_each_source_gives_equal_numbers_of_every_bin_it_has():
+def test_each_source_gives_equal_numbers_of_every_bin_that_holds_so_many():
   rng = np.random.default_rng(0)
   sources = ["books"] * 200 + ["code"] * 100
   rates = [*rng.integers(0, 9, 200) / 8, *rng.integers(0, 5, 100) / 8]
-  chosen = equal_per_bin(sources, rates, 4, seed=1)
-  for source, filled in (("books", 4), ("code", 3)):
+  held = {s: np.bincount(pass_bins([r for r, o in zip(rates, sources) if o == s], 4), minlength=4) for s in sources}
+  assert held["books"].min() < 50 < held["books"].max() and held["code"].min() == 0
+  chosen = stratify(sources, rates, 4, 50, seed=1)
+  for source, there in held.items():
     bins = pass_bins([rates[n] for n in chosen if sources[n] == source], 4)
-    smallest = min(np.bincount(pass_bins([r for r, s in zip(rates, sources) if s == source], 4))[:filled])
-    assert [bins.count(number) for number in range(4)] == [smallest] * filled + [0] * (4 - filled)
-  assert chosen == sorted(set(chosen)) == equal_per_bin(sources, rates, 4, seed=1)
-  assert chosen != equal_per_bin(sources, rates, 4, seed=2)
+    assert [bins.count(number) for number in range(4)] == [min(50, count) for count in there]
+  assert chosen == sorted(set(chosen)) == stratify(sources, rates, 4, 50, seed=1)
+  assert chosen != stratify(sources, rates, 4, 50, seed=2)
 
 
 def test_a_sources_draw_does_not_depend_on_the_others():
   rates = [n / 20 for n in range(20)] * 2
-  both, alone = (equal_per_bin(["b"] * 20 + ["a"] * n, rates[: 20 + n], 4, 0, per_bin=2) for n in (20, 0))
+  both, alone = (stratify(["b"] * 20 + ["a"] * n, rates[: 20 + n], 4, 2, seed=0) for n in (20, 0))
   assert [n for n in both if n < 20] == alone and len(both) == 2 * len(alone) == 16
 
 
-def test_a_bin_that_is_too_small_is_named():
-  with pytest.raises(ValueError, match="bin 3 of 4 of source 'a' holds 1"):
-    equal_per_bin(["a"] * 3, [0.0, 0.1, 1.0], 4, seed=0, per_bin=2)
+def test_what_cannot_be_stratified_is_named():
+  with pytest.raises(ValueError, match="per_bin=0 examples"):
+    stratify(["a"] * 3, [0.0, 0.1, 1.0], 4, 0, seed=0)
   with pytest.raises(ValueError, match="2 sources for 3 pass rates"):
-    equal_per_bin(["a"] * 2, [0.0, 0.1, 1.0], 4, seed=0)
+    stratify(["a"] * 2, [0.0, 0.1, 1.0], 4, 2, seed=0)

@@ -32,9 +32,9 @@ SIZE, GROUP = 10, 4
 def test_kept_is_what_is_failed_and_of_a_task_that_is_solved_the_hardest():
   tasks = ["a", "a", "a", "b", "b", "b"]
   rates = [0.25, 0.5, 1.0, 1.0, 0.75, 0.75]
-  assert difficulty.choose(tasks, rates, below=0.5, bins=0, seed=0) == [0, 4, 5]
-  assert difficulty.choose(tasks, rates, below=1.0, bins=0, seed=0) == [0, 1, 4, 5]
-  assert difficulty.choose(tasks, [1.0] * 6, below=1.0, bins=0, seed=0) == list(range(6))
+  assert difficulty.choose(tasks, rates, below=0.5, bins=0, per_bin=0, seed=0) == [0, 4, 5]
+  assert difficulty.choose(tasks, rates, below=1.0, bins=0, per_bin=0, seed=0) == [0, 1, 4, 5]
+  assert difficulty.choose(tasks, [1.0] * 6, below=1.0, bins=0, per_bin=0, seed=0) == list(range(6))
 
 
 @given(
@@ -44,15 +44,17 @@ def test_kept_is_what_is_failed_and_of_a_task_that_is_solved_the_hardest():
 )
 def test_every_task_stays_and_bins_are_equal(drawn, below, bins):
   tasks, rates = [task for task, _ in drawn], [right / 4 for _, right in drawn]
-  places = difficulty.choose(tasks, rates, below, bins, seed=1)
+  places = difficulty.choose(tasks, rates, below, bins, 2, seed=1)
   assert places == sorted(set(places)) and {tasks[n] for n in places} == set(tasks)
   for task in set(tasks):
     mine = [rates[n] for n in places if tasks[n] == task]
     if below and min(rate for rate, other in zip(rates, tasks) if other == task) < below:
       assert max(mine) < below
     if bins:
-      counts = np.histogram(mine, bins, (0, 1))[0]
-      assert len(set(counts[counts > 0])) == 1
+      of_task = [rate for rate, other in zip(rates, tasks) if other == task]
+      left = [rate for rate in of_task if not below or rate < below or rate == min(of_task)]
+      counts = (np.histogram(some, bins, (0, 1))[0] for some in (mine, left))
+      assert all(here == min(2, there) for here, there in zip(*counts))
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def stage(tmp_path, monkeypatch):
   config = small.get_config()
   config.mesh.data, config.data.shards = 5, 3
   config.batch.prompts, config.batch.group = SIZE, GROUP
-  config.stages.two.below, config.stages.two.bins = 1.0, 2
+  config.stages.two.update({"below": 1.0, "bins": 2, "per_bin": 7})
   config.lock()
 
   whole = setup.workshop(config, tmp_path / "straight")
@@ -94,7 +96,7 @@ def test_a_choice_that_was_stopped_goes_on_and_one_that_is_lost_is_an_error(stag
   assert len(rates) == len(every) == 150 and set(rates) <= {0, 0.25, 0.5, 0.75, 1}
 
   # Kept is what the rates say; they are the mean rewards of what the policy answers.
-  kept = [every[n] for n in difficulty.choose([example.task for example in every], rates, 1.0, 2, shop.config.seed)]
+  kept = [every[n] for n in difficulty.choose([example.task for example in every], rates, 1.0, 2, 7, shop.config.seed)]
   assert loading.read_all(chosen) == kept and {example.task for example in kept} == set(TASKS)
   last = next(ask(for_decoding(state.params, shop.mesh, shop.dtype), every, begin=140))
   texts = [[shop.tokenizer.response_text(tokens) for tokens in group] for group in last.sampled.tokens]
@@ -134,4 +136,7 @@ def test_bad_settings_are_named(tmp_path):
   config = small.get_config()
   config.stages.two.below = 1.5
   with pytest.raises(ValueError, match=r"stages\.two\.below=1\.5"):
+    recipe.check(config)
+  config.stages.two.below, config.stages.two.bins = 1.0, 4
+  with pytest.raises(ValueError, match=r"stages\.two\.bins=4 and per_bin=0: give both"):
     recipe.check(config)

@@ -278,11 +278,12 @@ def test_one_model_for_all_roles_is_one_endpoint_with_the_limits_of_the_config(
   ("changes", "error", "message"),
   [
     ({"llm_model": ""}, ValueError, r"llm.model='': give both"),
+    ({"llm_url": "", "llm_model": "", "llm_solver.model": "m"}, ValueError, "llm.solver names a .* give llm.model"),
     ({"llm_url": ""}, ValueError, r"llm.model='m' is no folder .* give the path of one, or llm.url"),
     ({"llm_key_variable": "NO_SUCH_KEY"}, OSError, "NO_SUCH_KEY is not set"),
     ({"evolve_samples": 1}, ValueError, "draw at least 2"),
     ({"screens_bins": 0}, ValueError, "bins=0"),
-    ({"llm_window": 564}, ValueError, "llm.window=564 leaves no room .* llm.max_tokens=64"),
+    ({"llm_window": 564}, ValueError, "llm.window=564.* leaves no room .* llm.max_tokens=64"),
   ],
 )
 def test_settings_that_cannot_be_used_are_refused_before_any_work(

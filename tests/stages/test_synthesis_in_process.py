@@ -104,10 +104,12 @@ def test_a_folder_is_loaded_once_and_each_role_keeps_its_replies(
 ) -> None:
   models = models_of(config_of(documents, folders[0]), tmp_path / "one")
   assert models is not None and models.trio.proposer is models.trio.solver is models.trio.verifier
+  assert models.room == PRESETS["tiny"].max_position_embeddings - 16 - 500
   roles = {"llm_solver.model": str(folders[1]), "llm_verifier.model": f"{folders[0]}/../{folders[0].name}"}
   limits = {"llm_most_tokens": 9, "llm_most_cost": 2.5, "llm_window": 700, "llm_verifier.price_out": 3.0}
   models = models_of(config_of(documents, folders[0], **roles, **limits), tmp_path / "each")
   assert models is not None
+  assert models.room == 700 - 16 - 500
   trio = [models.trio.proposer, models.trio.solver, models.trio.verifier]
   assert trio[0].model is trio[2].model and trio[0].model.identity != trio[1].model.identity
   assert [one.settings.cache.name for one in trio] == ["proposer", "solver", "verifier"]
