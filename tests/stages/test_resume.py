@@ -91,9 +91,10 @@ def uninterrupted(tmp_path_factory, environment):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, environment, uninterrupted):
-  """A run that was told to stop in its warm start, then killed; and what it said when it was told."""
+  """A run that was told to stop in its warm start, then killed twice; and what it said when it was told."""
   run = Run(tmp_path_factory.mktemp("broken") / "run", environment)
   told = run.stop(signal.SIGTERM, run.rows(2))
+  assert run.stop(signal.SIGKILL, run.saving(6))[0] == -signal.SIGKILL  # between warm start and the first stage
   assert run.stop(signal.SIGKILL, run.saving(9))[0] == -signal.SIGKILL  # in a save within a stage
   run.finish()
   return run.workdir, told
