@@ -26,6 +26,7 @@ from absl import flags
 from array_record.python import array_record_module
 
 from qwenlong_jax.data import balancing
+from qwenlong_jax.files import publish, write_text
 from qwenlong_jax.types import TASKS, Example, Span
 
 FORMAT = 1
@@ -67,9 +68,7 @@ def write_shards(folder: str | os.PathLike, examples: Iterable[Example], shards:
   finally:
     shutil.rmtree(drafts)
   manifest = {"format": FORMAT, "tasks": counts, "files": files}
-  temporary = folder / f".{MANIFEST}.writing"
-  temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-  temporary.replace(folder / MANIFEST)
+  write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def open_all(folder: str | os.PathLike) -> Sequence[Example]:
@@ -258,12 +257,11 @@ def _draft(folder: Path, examples: Iterable[Example]) -> dict[str, int]:
 
 
 def _write_shard(path: Path, records: Iterable[bytes]) -> None:
-  temporary = path.with_name(f".{path.name}.writing")
-  writer = _writer(temporary)
-  for record in records:
-    writer.write(record)
-  writer.close()
-  temporary.replace(path)
+  with publish(path) as partial:
+    writer = _writer(partial)
+    for record in records:
+      writer.write(record)
+    writer.close()
 
 
 def _writer(path: Path) -> Any:

@@ -33,7 +33,7 @@ class _TestSet:
   """`grams`: the sorted hashes of all its 13-grams, 8 bytes each; `questions` as sets of words in one string each."""
 
   path: str
-  grams: UInt64[np.ndarray, "n"]
+  grams: UInt64[np.ndarray, " n"]
   questions: tuple[str, ...]
 
 
@@ -120,7 +120,7 @@ def _words(text: str) -> list[str]:
   return deduplication.words(unicodedata.normalize("NFKC", text))
 
 
-def _grams(words: Sequence[str]) -> UInt64[np.ndarray, "n"]:
+def _grams(words: Sequence[str]) -> UInt64[np.ndarray, " n"]:
   """A hash of every 13 words in a row."""
   count = len(words) - GRAM + 1
   if count < 1:
@@ -132,7 +132,7 @@ def _grams(words: Sequence[str]) -> UInt64[np.ndarray, "n"]:
   return total
 
 
-def _known(grams: UInt64[np.ndarray, "m"], known: UInt64[np.ndarray, "n"]) -> Bool[np.ndarray, "m"]:
+def _known(grams: UInt64[np.ndarray, " m"], known: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " m"]:
   """Which of the grams are among the sorted ones: the time of a search for each, whatever there is of the others."""
   if not len(known):
     return np.zeros(len(grams), bool)

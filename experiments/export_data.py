@@ -26,6 +26,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from qwenlong_jax.data import loading
+from qwenlong_jax.files import publish
 from qwenlong_jax.types import Example
 
 FORMATS = ("jsonl", "parquet")
@@ -72,11 +73,9 @@ def export(data: Path, out: Path, form: str) -> dict[str, int]:
     path = out / f"{split}.{form}"
     if path.exists():
       raise FileExistsError(f"{path} is there already; give another --out or delete it")
-    out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.writing")
     examples = tqdm(loading.read_each(folder), desc=split, unit=" rows", dynamic_ncols=True)
-    written[split] = write(partial, (row(example, index, split) for index, example in enumerate(examples)))
-    partial.replace(path)
+    with publish(path) as partial:
+      written[split] = write(partial, (row(example, index, split) for index, example in enumerate(examples)))
   return written
 
 

@@ -59,7 +59,7 @@ class Prompts:
   """Tokenised prompts, left-aligned; slots at or past `length` hold the pad token."""
 
   tokens: Int[Array, "P S"]
-  length: Int[Array, "P"]
+  length: Int[Array, " P"]
 
 
 @jax.tree_util.register_dataclass

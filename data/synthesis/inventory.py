@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from qwenlong_jax.data.synthesis.parts import Chunk, Settings, write_text
+from qwenlong_jax.data.synthesis.parts import Chunk, Settings
+from qwenlong_jax.files import write_text
 
 
 def check(settings: Settings, chunks: Sequence[Chunk]) -> None:

@@ -1,11 +1,12 @@
 """What the steps of a synthesis work on, and where its parts lie; each is written all of it or nothing."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qwenlong_jax.files import write_text
 from qwenlong_jax.types import Example
 
 BLOCK = 20  # samples of a part
@@ -117,15 +118,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
   write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def write_text(path: Path, text: str) -> None:
-  publish(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def publish(path: Path, write: Callable[[Path], Any]) -> None:
-  """All of the file or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f".writing-{path.name}")
-  write(partial)
-  partial.replace(path)

@@ -36,10 +36,9 @@ from qwenlong_jax.data.synthesis.parts import (
   Settings,
   as_line,
   cut,
-  publish,
   write_lines,
-  write_text,
 )
+from qwenlong_jax.files import publish, write_text
 from qwenlong_jax.models import tokenizer
 from qwenlong_jax.types import TASKS, Example
 
@@ -69,7 +68,8 @@ def read_chunk(settings: Settings, chunk: Chunk) -> None:
         signatures.append(signature(found.text))
   part = chunk.part(settings)
   arrays = {f"{kind}{n}": getattr(s, kind) for n, s in enumerate(signatures) for kind in ("shingles", "minhash")}
-  publish(part.with_suffix(".npz"), lambda path: np.savez(path, **arrays))
+  with publish(part.with_suffix(".npz")) as partial:
+    np.savez(partial, **arrays)
   digests = [s.digest.hex() for s in signatures]
   write_text(part, json.dumps({"documents": documents, "refused": refused, "digests": digests}, ensure_ascii=False))
 

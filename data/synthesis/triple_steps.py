@@ -16,10 +16,11 @@ import numpy as np
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.synthesis import steps, triple_paths
-from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, write_text
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings
 from qwenlong_jax.data.synthesis.triple_graph import merge
 from qwenlong_jax.data.synthesis.triple_paths import Ground
 from qwenlong_jax.data.synthesis.triples import Extracted, Triple
+from qwenlong_jax.files import write_text
 
 MAKER = "triples"
 DOCUMENTS = 32  # of a portion

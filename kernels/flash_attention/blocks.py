@@ -40,7 +40,7 @@ class Pairs:
   the first of its query block, and whether the mask hides a part of it.
   """
 
-  codes: Int[Array, "T"]  # those after `count` are 0
+  codes: Int[Array, " T"]  # those after `count` are 0
   count: Int[Array, "1"]
 
 

@@ -43,7 +43,7 @@ COMPILER_OPTIONS = {"xla_tpu_enable_ragged_dot_kernel": "true"}
 def grouped_matmul(
   rows: Float[Array, "M D"],
   weights: Float[Array, "E D F"],
-  sizes: Int[Array, "E"],
+  sizes: Int[Array, " E"],
   *,
   implementation: str | None = None,
 ) -> Float[Array, "M F"]:

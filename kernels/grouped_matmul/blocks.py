@@ -16,7 +16,7 @@ BLOCK = 64  # rows; a block in which n groups meet is computed n times
 
 @jax.custom_vjp
 def grouped_matmul(
-  rows: Float[Array, "M D"], weights: Float[Array, "E D F"], sizes: Int[Array, "E"]
+  rows: Float[Array, "M D"], weights: Float[Array, "E D F"], sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
   """Arithmetic of M + E * BLOCK rows at most, no memory but the operands and the result."""
   return _rows_product(rows, weights, sizes)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def by_group(group: Int[Array, "N"], count: int) -> tuple[Int[Array, "N"], Int[Array, "N"], Int[Array, "E"]]:
+def by_group(group: Int[Array, " N"], count: int) -> tuple[Int[Array, " N"], Int[Array, " N"], Int[Array, " E"]]:
   """(assignment at each place, place of each assignment, assignments per group), stable.
 
   What is not in 0..count-1 belongs to no group and stands behind the last.
@@ -23,7 +23,7 @@ def by_group(group: Int[Array, "N"], count: int) -> tuple[Int[Array, "N"], Int[A
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def spread(
-  x: Float[Array, "T ..."], order: Int[Array, "N"], place: Int[Array, "N"], chosen: int
+  x: Float[Array, "T ..."], order: Int[Array, " N"], place: Int[Array, " N"], chosen: int
 ) -> Float[Array, "N ..."]:
   """Each token's row at the places of its K = `chosen` assignments; the transpose of `collect`."""
   return x[order // chosen]
@@ -31,7 +31,7 @@ def spread(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def collect(
-  rows: Float[Array, "N ..."], order: Int[Array, "N"], place: Int[Array, "N"], chosen: int
+  rows: Float[Array, "N ..."], order: Int[Array, " N"], place: Int[Array, " N"], chosen: int
 ) -> Float[Array, "T ..."]:
   """The sum of each token's K = `chosen` rows; the transpose of `spread`."""
   return rows[place].reshape(-1, chosen, *rows.shape[1:]).sum(1)

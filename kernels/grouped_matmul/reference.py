@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int
 
 
 def grouped_matmul(
-  rows: Float[Array, "M D"], weights: Float[Array, "E D F"], sizes: Int[Array, "E"]
+  rows: Float[Array, "M D"], weights: Float[Array, "E D F"], sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
   """O(M * D * F) memory; for tests."""
   ends = jnp.cumsum(sizes)

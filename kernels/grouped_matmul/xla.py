@@ -22,7 +22,7 @@ CLEARED = 1024  # rows at a time beyond the last group
 
 @jax.custom_vjp
 def grouped_matmul(
-  rows: Float[Array, "M D"], weights: Float[Array, "E D F"], sizes: Int[Array, "E"]
+  rows: Float[Array, "M D"], weights: Float[Array, "E D F"], sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
   """`jax.lax.ragged_dot`, which on a TPU leaves what is beyond the last group unwritten: here it is 0."""
   return _within(_rows_product(rows, weights, sizes, contracted=1), sizes)

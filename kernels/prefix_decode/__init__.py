@@ -30,7 +30,7 @@ def prefix_decode(
   k: Float[Array, "P G K D"],
   v: Float[Array, "P G K D"],
   prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
-  prefix_length: Int[Array, "P"],
+  prefix_length: Int[Array, " P"],
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
   layer: int | Int[Array, ""],
@@ -60,7 +60,7 @@ def prefix_decode_with_lse(
   k: Float[Array, "P G K D"],
   v: Float[Array, "P G K D"],
   prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
-  prefix_length: Int[Array, "P"],
+  prefix_length: Int[Array, " P"],
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
   layer: int | Int[Array, ""],
@@ -120,7 +120,7 @@ def _check_shapes(
 def write_suffix(
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   new: tuple[Float[Array, "N P G K D"], Float[Array, "N P G K D"]],
-  slot: Int[Array, ""] | Int[Array, "P"],
+  slot: Int[Array, ""] | Int[Array, " P"],
 ) -> tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]]:
   """The suffix with the new token's keys and values of all layers in `slot`, one for all branches or one per prompt.
 

@@ -35,8 +35,8 @@ FEW = 16  # rows
 class Steps(NamedTuple):
   """Which block each step of the grid takes; steps from `total` on are not run."""
 
-  row: Int[Array, "T"]  # of the batch
-  block: Int[Array, "T"]  # of its slots
+  row: Int[Array, " T"]  # of the batch
+  block: Int[Array, " T"]  # of its slots
   total: Int[Array, ""]
 
 
@@ -53,7 +53,7 @@ def slots_of_a_block(rows: int, head_dim: int, itemsize: int) -> int:
 def attend(
   q: Float[Array, "B K M D"],
   cache: tuple[Float[Array, "N B K S D"], Float[Array, "N B K S D"]],
-  length: Int[Array, "B"],
+  length: Int[Array, " B"],
   layer: Int[Array, ""],
   block: int | None = None,
 ) -> tuple[Float[Array, "B K M D"], Float[Array, "B K M"]]:
@@ -107,7 +107,7 @@ def attend(
 prefix_decode = functools.partial(combined, attend)
 
 
-def _steps(length: Int[Array, "B"], size: int, slots: int) -> Steps:
+def _steps(length: Int[Array, " B"], size: int, slots: int) -> Steps:
   """Row after row, its blocks in order; at least a step, of a row without slots if there is no other.
 
   Raises:

@@ -17,7 +17,7 @@ def combined(
   k: Float[Array, "P G K D"],
   v: Float[Array, "P G K D"],
   prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
-  prefix_length: Int[Array, "P"],
+  prefix_length: Int[Array, " P"],
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
   layer: Int[Array, ""],

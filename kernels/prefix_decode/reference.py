@@ -12,7 +12,7 @@ def prefix_decode(
   k: Float[Array, "P G K D"],
   v: Float[Array, "P G K D"],
   prefix: tuple[Float[Array, "N P K S D"], Float[Array, "N P K S D"]],
-  prefix_length: Int[Array, "P"],
+  prefix_length: Int[Array, " P"],
   suffix: tuple[Float[Array, "N P G K R D"], Float[Array, "N P G K R D"]],
   suffix_length: Int[Array, "P G"],
   layer: Int[Array, ""],

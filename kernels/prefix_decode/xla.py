@@ -17,7 +17,7 @@ from qwenlong_jax.kernels.prefix_decode.parts import NOTHING, combined
 def attend(
   q: Float[Array, "B K M D"],
   cache: tuple[Float[Array, "N B K S D"], Float[Array, "N B K S D"]],
-  length: Int[Array, "B"],
+  length: Int[Array, " B"],
   layer: Int[Array, ""],
 ) -> tuple[Float[Array, "B K M D"], Float[Array, "B K M"]]:
   """(out, log-sum-exp), as `parts.combined` wants them."""

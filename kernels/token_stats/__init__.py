@@ -21,13 +21,13 @@ IMPLEMENTATIONS: dict[str, Callable] = {"reference": reference.columns, "xla": x
 def token_stats(
   hidden: Float[Array, "T D"],
   head: Float[Array, "D V"],
-  target: Int[Array, "T"],
+  target: Int[Array, " T"],
   temperature: float | Float[Array, ""] = 1.0,
   *,
   axis: str | None = None,
   vocabulary: int | None = None,
   implementation: str | None = None,
-) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
+) -> tuple[Float[Array, " T"], Float[Array, " T"]]:
   """(log-probability of `target`, entropy) of softmax(hidden @ head / temperature), in nats, float32 (float64 of
   float64). Differentiable in `hidden` and `head`; an entropy that nobody reads costs nothing.
 

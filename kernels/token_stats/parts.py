@@ -17,9 +17,9 @@ NOTHING = -1e20  # the logit of a token that does not exist; finite, so that its
 class Part(NamedTuple):
   """Of softmax(z / temperature) over a part's logits z."""
 
-  highest: Float[Array, "T"]  # z, at most; no gradient is taken to it
-  excess: Float[Array, "T"]  # log-sum-exp of (z - highest) / temperature
-  entropy: Float[Array, "T"]
+  highest: Float[Array, " T"]  # z, at most; no gradient is taken to it
+  excess: Float[Array, " T"]  # log-sum-exp of (z - highest) / temperature
+  entropy: Float[Array, " T"]
 
 
 def merged(one: Part, other: Part, temperature: Float[Array, ""]) -> Part:
@@ -39,10 +39,10 @@ def across(part: Part, temperature: Float[Array, ""], axis: str) -> Part:
   return Part(highest, excess, jax.lax.psum(_contribution(part, excess), axis))
 
 
-def _raised(part: Part, highest: Float[Array, "T"], temperature: Float[Array, ""]) -> Part:
+def _raised(part: Part, highest: Float[Array, " T"], temperature: Float[Array, ""]) -> Part:
   return Part(highest, part.excess + (part.highest - highest) / temperature, part.entropy)
 
 
-def _contribution(part: Part, excess: Float[Array, "T"]) -> Float[Array, "T"]:
+def _contribution(part: Part, excess: Float[Array, " T"]) -> Float[Array, " T"]:
   share = part.excess - excess
   return jnp.exp(share) * (part.entropy - share)

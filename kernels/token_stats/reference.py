@@ -11,10 +11,10 @@ from qwenlong_jax.kernels.token_stats.parts import NOTHING, Part
 def columns(
   hidden: Float[Array, "T D"],
   head: Float[Array, "D V"],
-  target: Int[Array, "T"],
+  target: Int[Array, " T"],
   temperature: Float[Array, ""],
   limit: Int[Array, ""] | None,
-) -> tuple[Float[Array, "T"], Part]:
+) -> tuple[Float[Array, " T"], Part]:
   """(the target's logit before the temperature, or 0 if it is none of these columns; statistics of all columns before
   `limit`).
 

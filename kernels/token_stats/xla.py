@@ -26,10 +26,10 @@ Carry = TypeVar("Carry")
 def columns(
   hidden: Float[Array, "T D"],
   head: Float[Array, "D V"],
-  target: Int[Array, "T"],
+  target: Int[Array, " T"],
   temperature: Float[Array, ""],
   limit: Int[Array, ""] | None,
-) -> tuple[Float[Array, "T"], Part]:
+) -> tuple[Float[Array, " T"], Part]:
   """As `reference.columns`; differentiable in `hidden` and `head`."""
   return _statistics(hidden, head, target, temperature, limit)
 

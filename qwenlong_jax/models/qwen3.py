@@ -41,7 +41,7 @@ def held(weights: PyTree, *path: str | int) -> PyTree:
   return weights
 
 
-def rms_norm(x: Float[Array, "*n D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "*n D"]:
+def rms_norm(x: Float[Array, "*n D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*n D"]:
   """x / rms(x) * weight, the statistics in float32."""
   high = x.astype(accumulator(x))
   high = high * jax.lax.rsqrt((high * high).mean(-1, keepdims=True) + eps)
@@ -203,7 +203,7 @@ class Qwen3(nnx.Module):
     tokens: Int[Array, "P G"],
     positions: Int[Array, "P G"],
     prefix: Cache,
-    prefix_length: Int[Array, "P"],
+    prefix_length: Int[Array, " P"],
     suffix: Cache,
     suffix_length: Int[Array, "P G"],
     *,
@@ -245,8 +245,8 @@ class Qwen3(nnx.Module):
 
   def _decoder(
     self,
-    tokens: Int[Array, "T"],
-    positions: Int[Array, "T"],
+    tokens: Int[Array, " T"],
+    positions: Int[Array, " T"],
     attend: Callable,
     fetch: Fetch = held,
     cut: Cut = Cut(),  # noqa: B008

@@ -10,7 +10,7 @@ from qwenlong_jax.kernels.precision import accumulator
 from qwenlong_jax.models.presets import Yarn
 
 
-def frequencies(head_dim: int, theta: float, yarn: Yarn | None) -> tuple[Float[np.ndarray, "half"], float]:
+def frequencies(head_dim: int, theta: float, yarn: Yarn | None) -> tuple[Float[np.ndarray, " half"], float]:
   """(inverse frequencies, factor on cos and sin); None is plain RoPE."""
   inverse = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
   if yarn is None:
@@ -30,7 +30,7 @@ def frequencies(head_dim: int, theta: float, yarn: Yarn | None) -> tuple[Float[n
 
 
 def angles(
-  positions: Int[Array, "*n"], inverse: Float[np.ndarray, "half"], factor: float
+  positions: Int[Array, "*n"], inverse: Float[np.ndarray, " half"], factor: float
 ) -> tuple[Float[Array, "*n half"], Float[Array, "*n half"]]:
   """(cos, sin) of every position, float32."""
   phase = positions.astype(jnp.float32)[..., None] * jnp.asarray(inverse, jnp.float32)

@@ -69,11 +69,11 @@ class Tokenizer:
     self.pad_id = backend.markers.get(variables.get("pad_token") or END_OF_TEXT, self.stop_ids[-1])
     self.vocab_size = backend.vocab_size
 
-  def encode(self, text: str) -> Int[np.ndarray, "n"]:
+  def encode(self, text: str) -> Int[np.ndarray, " n"]:
     """Ids of a text, normalised to NFC; no markers are added and none are read in it."""
     return self.encode_with_spans(text)[0]
 
-  def encode_with_spans(self, text: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n 2"]]:
+  def encode_with_spans(self, text: str) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n 2"]]:
     """(ids, [start, end) of each token in characters of the NFC text).
 
     Tokens that share the bytes of one character have that character's span.
@@ -85,11 +85,11 @@ class Tokenizer:
     """Text of ids; markers are written out unless `skip_special` (the think tags are always written)."""
     return self._backend.decode([int(i) for i in ids], skip_special)
 
-  def prompt(self, context: str, question: str) -> Int[np.ndarray, "n"]:
+  def prompt(self, context: str, question: str) -> Int[np.ndarray, " n"]:
     """The chat template around the context and, after an empty line, the question; the assistant's turn is opened."""
     return self.chat([("user", f"{context}\n\n{question}" if context else question)])
 
-  def chat(self, messages: Sequence[tuple[str, str]]) -> Int[np.ndarray, "n"]:
+  def chat(self, messages: Sequence[tuple[str, str]]) -> Int[np.ndarray, " n"]:
     """The chat template around messages (role, text), the assistant's turn opened.
 
     The template sees the roles alone: what it would read in a text, or change about it, stays as it is.
@@ -103,7 +103,7 @@ class Tokenizer:
       parts += [(text, False), (after, True)]
     return self._assemble(parts)
 
-  def response(self, reasoning: str, answer: str) -> Int[np.ndarray, "n"]:
+  def response(self, reasoning: str, answer: str) -> Int[np.ndarray, " n"]:
     """A worked response as the model would have to sample it after `prompt`, the end of the turn included."""
     opening = "" if self.thinking_opened else f"{THINK_START}\n"
     parts = [(opening, True), (f"{reasoning}\n", False), (THINK_END, True), (f"\n\n{answer}", False), (TURN_END, True)]
@@ -120,7 +120,7 @@ class Tokenizer:
       self._frames[roles] = _render(*self._template, roles)
     return self._frames[roles]
 
-  def _assemble(self, parts: Iterable[tuple[str, bool]]) -> Int[np.ndarray, "n"]:
+  def _assemble(self, parts: Iterable[tuple[str, bool]]) -> Int[np.ndarray, " n"]:
     """Ids of (text, trusted) parts; markers count in trusted parts only, the text between two markers is one text."""
     ids: list[int] = []
     pending = ""

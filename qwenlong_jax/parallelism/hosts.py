@@ -125,7 +125,7 @@ def places(mesh: Mesh) -> int:
   return len(_parts(mesh, mesh.shape["data"]))
 
 
-def rows(mesh: Mesh, count: int) -> Int[np.ndarray, "p"]:
+def rows(mesh: Mesh, count: int) -> Int[np.ndarray, " p"]:
   """Which of the `count` rows of a batch are this process's, in their order. `count` divides by the data axis."""
   return np.concatenate([np.arange(*part) for part in _parts(mesh, count)])
 

@@ -73,7 +73,7 @@ class Picture:
   small: bool = False
 
 
-def column(rows: Rows, name: str, key: str | None = None) -> Float[np.ndarray, "n"]:
+def column(rows: Rows, name: str, key: str | None = None) -> Float[np.ndarray, " n"]:
   """A field (or one key of a field that is a dict) of every row; NaN where a row has none."""
   values = [row.get(name) if key is None else (row.get(name) or {}).get(key) for row in rows]
   return np.array([np.nan if value is None else float(value) for value in values], np.float64)
@@ -84,7 +84,7 @@ def window(count: int) -> int:
   return 1 if count < 12 else max(3, round(count / 20))
 
 
-def running_mean(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray, "n"]:
+def running_mean(values: Float[np.ndarray, " n"], width: int) -> Float[np.ndarray, " n"]:
   """The mean of the `width` values around each (fewer at the ends); NaNs are left out, and bridged."""
   known = np.isfinite(values)
   total = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
@@ -95,7 +95,7 @@ def running_mean(values: Float[np.ndarray, "n"], width: int) -> Float[np.ndarray
   return np.where(within > 0, (total[end] - total[start]) / np.maximum(within, 1), np.nan)
 
 
-def spans(steps: Float[np.ndarray, "n"], active: Sequence[bool]) -> list[tuple[float, float]]:
+def spans(steps: Float[np.ndarray, " n"], active: Sequence[bool]) -> list[tuple[float, float]]:
   """[start, end) of every run of active steps, half a step to either side."""
   found: list[tuple[float, float]] = []
   for on, group in groupby(zip(steps, active), key=lambda pair: bool(pair[1])):
@@ -118,7 +118,7 @@ class Canvas:
     axes = self.figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=list(ratios))
     self.axes = list(axes[:, 0])
 
-  def curve(self, axis: Any, values: Float[np.ndarray, "n"], color: str, label: str | None = None) -> None:
+  def curve(self, axis: Any, values: Float[np.ndarray, " n"], color: str, label: str | None = None) -> None:
     """Raw light, running mean bold; the mean starts anew with every stage, whose numbers may differ in kind."""
     width = window(int(np.isfinite(values).sum()))
     if width == 1:

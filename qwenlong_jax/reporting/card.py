@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from qwenlong_jax.files import write_text
 from qwenlong_jax.reporting import gates
 from qwenlong_jax.reporting.compare import as_markdown
 from qwenlong_jax.reporting.facts import Fact, Survey, tasks
 from qwenlong_jax.reporting.gates import Grid
-from qwenlong_jax.reporting.page import read_config, write_page
+from qwenlong_jax.reporting.page import read_config
 from qwenlong_jax.reporting.plots import task_title
 from qwenlong_jax.reporting.synthesis import summary
 
@@ -57,7 +58,7 @@ def data_card(workdir: str | os.PathLike[str], found: Survey) -> Path:
     origin or _unknown(folders),
   ]
   (folder / "data").mkdir(exist_ok=True)
-  return write_page(folder / "data" / "README.md", "\n\n".join(parts) + "\n")
+  return write_text(folder / "data" / "README.md", "\n\n".join(parts) + "\n")
 
 
 _FIELDS = """## Format

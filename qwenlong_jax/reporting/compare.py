@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qwenlong_jax.files import write_text
 from qwenlong_jax.reporting import plots
-from qwenlong_jax.reporting.page import read_config, read_evaluations, render, write_page
+from qwenlong_jax.reporting.page import read_config, read_evaluations, render
 from qwenlong_jax.reporting.writer import read_rows
 
 
@@ -151,4 +152,4 @@ def compare_page(
     markdown=table(rows, markdown=True, baseline=baseline),
     pictures=[picture for picture in pictures if picture is not None],
   )
-  return write_page(Path(path), page)
+  return write_text(Path(path), page)

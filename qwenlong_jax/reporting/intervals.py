@@ -26,7 +26,7 @@ class Interval:
     return self.low > 0 or self.high < 0
 
 
-def per_prompt(values: ArrayLike) -> Float[np.ndarray, "P"]:
+def per_prompt(values: ArrayLike) -> Float[np.ndarray, " P"]:
   """The mean of every prompt's samples, from [P] (one sample each) or [P G]; a NaN is an error, never left out."""
   array = np.asarray(values, np.float64)
   if array.ndim not in (1, 2) or array.size == 0:

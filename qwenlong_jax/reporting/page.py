@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from qwenlong_jax.files import write_text
 from qwenlong_jax.reporting import plots
 from qwenlong_jax.reporting.canvas import Picture, Rows, column, window
 from qwenlong_jax.reporting.intervals import Interval, bootstrap, paired_difference, per_prompt
@@ -106,7 +107,7 @@ def report(workdir: str | os.PathLike[str], before: str | None = None, after: st
     transcripts=sample_transcripts(folder, last),
     task_title=task_title,
   )
-  return write_page(folder / "report.html", page)
+  return write_text(folder / "report.html", page)
 
 
 def render(template: str, **values: Any) -> str:
@@ -122,14 +123,6 @@ def render(template: str, **values: Any) -> str:
   )
   environment.filters |= {"signed": lambda value: f"{value:+.3f}".replace("-", "−")}
   return environment.get_template(template).render(values)
-
-
-def write_page(path: Path, page: str) -> Path:
-  """Writes the page in one go, so that a reader never meets half of it; returns its path."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(page, encoding="utf-8")
-  os.replace(temporary, path)
-  return path
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -50,13 +50,13 @@ def _with(rows: Rows, *names: str) -> Rows:
   return rows[having[0] : having[-1] + 1] if having else []
 
 
-def _range(values: Float[np.ndarray, "n"], form: str = ".3g") -> str:
+def _range(values: Float[np.ndarray, " n"], form: str = ".3g") -> str:
   """For alt texts: where a curve begins and ends."""
   known = values[np.isfinite(values)]
   return f"from {known[0]:{form}} to {known[-1]:{form}}" if known.size else "without values"
 
 
-def fraction_top(values: Float[np.ndarray, "n"]) -> float:
+def fraction_top(values: Float[np.ndarray, " n"]) -> float:
   """Where the axis of a fraction ends: 1 if the values come near it, less otherwise so that slow progress is seen."""
   largest = values[np.isfinite(values)].max(initial=0.0)
   return 1.03 if largest > 0.6 else float(max(1.15 * largest, 0.05))
@@ -188,12 +188,12 @@ def groups(rows: Rows) -> Picture | None:
   return canvas.finish("Groups of equal rewards", caption, f"Groups of equal rewards by step, {_range(values)}.")
 
 
-def _positive(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+def _positive(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
   """For log axes: zero and less become NaN."""
   return np.where(values > 0, values, np.nan)
 
 
-def _log_scale(axis: Any, *curves: Float[np.ndarray, "n"]) -> None:
+def _log_scale(axis: Any, *curves: Float[np.ndarray, " n"]) -> None:
   """A log axis with at least one labelled decade on it."""
   from matplotlib.ticker import LogFormatterSciNotation, LogLocator
 

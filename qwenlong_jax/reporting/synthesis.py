@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from qwenlong_jax.files import write_text
 from qwenlong_jax.reporting import gates, histograms
 from qwenlong_jax.reporting.facts import Survey
-from qwenlong_jax.reporting.page import read_config, render, write_page
+from qwenlong_jax.reporting.page import read_config, render
 from qwenlong_jax.reporting.passages import passages, strip
 from qwenlong_jax.reporting.plots import task_title
 from qwenlong_jax.types import Example
@@ -47,7 +48,7 @@ def synthesis_report(workdir: str | os.PathLike[str], found: Survey, files: int 
     shown=[sample(split, example) for split, example in found.shown],
     task_title=task_title,
   )
-  return write_page(folder / "synthesis_report.html", page)
+  return write_text(folder / "synthesis_report.html", page)
 
 
 def summary(config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from qwenlong_jax.files import publish
+
 # Steps whose median seconds the console takes for the time left: the first of a stage compiles and is an outlier.
 WINDOW = 20
 
@@ -96,12 +98,10 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _replace(path: Path, lines: list[bytes]) -> None:
   """Writes the lines so that a kill at any moment leaves either the old file or the new one."""
-  temporary = path.with_name(path.name + ".tmp")
-  with open(temporary, "wb") as file:
+  with publish(path) as partial, partial.open("wb") as file:
     file.writelines(lines)
     file.flush()
     os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 class Reporter:

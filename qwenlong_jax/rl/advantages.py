@@ -61,7 +61,7 @@ def advantages(reward: Reward, task: Task, valid: Valid, scope: Scope, ddof: int
   return estimators[scope](reward, task, valid, ddof=ddof)
 
 
-def zero_variance_groups(reward: Reward, valid: Valid) -> Bool[np.ndarray, "P"]:
+def zero_variance_groups(reward: Reward, valid: Valid) -> Bool[np.ndarray, " P"]:
   """True where a group teaches nothing: fewer than two valid samples, or all its valid rewards equal (max == min)."""
   highest = np.max(np.where(valid, reward, -np.inf), axis=1, initial=-np.inf)
   lowest = np.min(np.where(valid, reward, np.inf), axis=1, initial=np.inf)
@@ -73,7 +73,7 @@ def _from_group_mean(reward: Reward, valid: Valid) -> Float[np.ndarray, "P G"]:
   return np.where(valid & ~zero_variance_groups(reward, valid)[:, None], reward - mean, 0.0)
 
 
-def _inverse_std(values: Float[np.ndarray, "n"], ddof: int) -> float:
+def _inverse_std(values: Float[np.ndarray, " n"], ddof: int) -> float:
   if ddof not in (0, 1):
     raise ValueError(f"{ddof=}: the std divides by n - ddof; give 0 or 1")
   if len(values) < 2 or values.max() == values.min():

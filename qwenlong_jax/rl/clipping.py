@@ -15,7 +15,7 @@ MODES = ("none", "token_high", "token_low", "sequence_high", "sequence_low")
 
 
 def indicator(
-  advantage: Float[np.ndarray, "B"],
+  advantage: Float[np.ndarray, " B"],
   token_entropy: Float[np.ndarray, "B R"],
   mask: Bool[np.ndarray, "B R"],
   mode: Mode,

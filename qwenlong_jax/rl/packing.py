@@ -121,7 +121,7 @@ def unpack(batch: TrainBatch, values: Float[np.ndarray, "N L"], mask: np.ndarray
 
 
 def documents(
-  texts: Sequence[tuple[Int[np.ndarray, "n"], int]], rows: int, slots: int, pad_id: int
+  texts: Sequence[tuple[Int[np.ndarray, " n"], int]], rows: int, slots: int, pad_id: int
 ) -> tuple[TrainBatch, int]:
   """Packs (tokens, length of the prompt) pairs first-fit into `rows` rows; returns the batch and how many went in.
 

@@ -29,11 +29,11 @@ from qwenlong_jax.types import Prompts
 class Decoding:
   """The state of the loop. A lane without a group has `prompt` P. Slots of the caches are this device's."""
 
-  prompt: Int[Array, "W"]
-  drawn: Int[Array, "W"]  # tokens of each branch so far, the last of which is not in the cache
+  prompt: Int[Array, " W"]
+  drawn: Int[Array, " W"]  # tokens of each branch so far, the last of which is not in the cache
   last: Int[Array, "W G"]
   stopped: Bool[Array, "W G"]
-  prefix_length: Int[Array, "W"]
+  prefix_length: Int[Array, " W"]
   prefix: Cache  # [layers W K S A] each
   suffix: Cache  # [layers W G K R A] each
   queue: Int[Array, ""]  # the first prompt that no lane has taken
@@ -124,7 +124,7 @@ class Lanes:
       experts=chosen(prompts, group, responses),
     )
 
-  def admit(self, state: Decoding, lane: Int[Array, "N"], number: Int[Array, "N"]) -> Decoding:
+  def admit(self, state: Decoding, lane: Int[Array, " N"], number: Int[Array, " N"]) -> Decoding:
     """The prompts `number` are prefilled into the lanes `lane`, and their first tokens drawn. N is 1 or W."""
     hidden, prefix, length, experts = self.prefill(number)
     if len(lane) < self.count:
@@ -147,8 +147,8 @@ class Lanes:
     return self.draw(state, lane, logits)
 
   def prefill(
-    self, number: Int[Array, "N"]
-  ) -> tuple[Float[Array, "N D"], Cache, Int[Array, "N"], Int[Array, "M N S E"] | None]:
+    self, number: Int[Array, " N"]
+  ) -> tuple[Float[Array, "N D"], Cache, Int[Array, " N"], Int[Array, "M N S E"] | None]:
     """Hidden states of the last tokens, and of this device's slots the caches, lengths and chosen experts."""
     tokens, length = self.prompts.tokens[number], self.prompts.length[number]
     slots = prefix_slots(tokens.shape[1], self.ring, self.block)
@@ -195,7 +195,7 @@ class Lanes:
       state = replace(state, experts=state.experts.at[at].set(chosen, mode="drop"))
     return self.draw(state, jnp.arange(self.count), self.model.logits(hidden, self.axis))
 
-  def draw(self, state: Decoding, lane: Int[Array, "N"], logits: Float[Array, "N G V"]) -> Decoding:
+  def draw(self, state: Decoding, lane: Int[Array, " N"], logits: Float[Array, "N G V"]) -> Decoding:
     """The next token of every response of these lanes that still runs."""
     (n, group, vocabulary), sampling = logits.shape, self.sampling
     prompts = len(self.prompts.length)
@@ -226,7 +226,7 @@ class Lanes:
     )
 
 
-def placed(whole: Shaped[Array, "W ..."], lane: Int[Array, "N"], part: Shaped[ArrayLike, "N ..."]) -> Array:
+def placed(whole: Shaped[Array, "W ..."], lane: Int[Array, " N"], part: Shaped[ArrayLike, "N ..."]) -> Array:
   """`whole` with `part` in these lanes; of all lanes, in their order, it is `part`."""
   if len(lane) == len(whole):
     return jnp.broadcast_to(jnp.asarray(part, whole.dtype), whole.shape)

@@ -62,8 +62,12 @@ def as_float(bits: Int[Array, "*n"]) -> Float[Array, "*n"]:
 
 
 def sample(
-  logits: Float[Array, "N V"], keys: Key[Array, "N"], temperature: float, top_p: float, entropy_temperature: float = 0.0
-) -> tuple[Int[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
+  logits: Float[Array, "N V"],
+  keys: Key[Array, " N"],
+  temperature: float,
+  top_p: float,
+  entropy_temperature: float = 0.0,
+) -> tuple[Int[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
   """(token, its log-probability, entropy) under the full softmax at `temperature`; top-p limits only what is drawn.
 
   `temperature` 0 takes the most probable token; its log-probability is then at temperature 1. The entropy is at

@@ -28,7 +28,7 @@ class Answered:
 
   examples: Sequence[Example]
   own: list[Example]
-  rows: Int[np.ndarray, "p"]
+  rows: Int[np.ndarray, " p"]
   sampled: Rollout
   scores: list[list[Score]]
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from jaxtyping import PyTree
 
 from qwenlong_jax.data import loading, selection
+from qwenlong_jax.files import write_text
 from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl.learner import TrainState
 from qwenlong_jax.rollout.weights import for_decoding
 from qwenlong_jax.stages.answering import Answered
-from qwenlong_jax.stages.evaluate import write
 from qwenlong_jax.stages.session import Session
 from qwenlong_jax.stages.setup import Workshop, data_folder
 from qwenlong_jax.types import TASKS, Example
@@ -74,9 +74,7 @@ def pass_rates(
   return rates
 
 
-def choose(
-  tasks: Sequence[str], rates: Sequence[float], below: float, bins: int, per_bin: int, seed: int
-) -> list[int]:
+def choose(tasks: Sequence[str], rates: Sequence[float], below: float, bins: int, per_bin: int, seed: int) -> list[int]:
   """Places of the examples of a pass@k less than `below` (0: of all), of these `per_bin` of each task's `bins`.
 
   Where a task has none below, its hardest stay: a balanced batch needs every task.
@@ -100,7 +98,7 @@ def kept_rates(path: Path) -> list[float]:
   text = path.read_text(encoding="utf-8")
   whole = text[: text.rfind("\n") + 1]
   if whole != text:
-    write(path, whole)
+    write_text(path, whole)
   try:
     return [float(rate) for line in whole.splitlines() for rate in json.loads(line)]
   except (ValueError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import PyTree
 
 from qwenlong_jax.data import loading
 from qwenlong_jax.evaluation.metrics import summarize
+from qwenlong_jax.files import write_text
 from qwenlong_jax.parallelism import hosts
 from qwenlong_jax.rl.learner import Learner
 from qwenlong_jax.rollout.weights import for_decoding
@@ -58,8 +58,8 @@ def run(shop: Workshop, learner: Learner, params: PyTree, *, name: str, step: in
       transcripts += kept(shop, batch)
   summary = {"name": name, "stage": name, "step": step, **summarize({task: np.stack(r) for task, r in rewards.items()})}
   lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in transcripts)
-  hosts.first(partial(write, path.with_suffix(".transcripts.jsonl"), lines))
-  hosts.first(partial(write, path, json.dumps(summary) + "\n"))
+  hosts.first(partial(write_text, path.with_suffix(".transcripts.jsonl"), lines))
+  hosts.first(partial(write_text, path, json.dumps(summary) + "\n"))
   overall = summary["overall"]
   hosts.say(
     f"evaluation {name}: reward {overall['mean']:.3f} [{overall['low']:.3f} {overall['high']:.3f}]  "
@@ -91,11 +91,3 @@ def transcript(shop: Workshop, batch: Answered, place: int) -> dict:
     "reward": score.reward,
     "failure": score.failure,
   }
-
-
-def write(path: Path, text: str) -> None:
-  """All of the file or nothing."""
-  path.parent.mkdir(exist_ok=True)
-  temporary = path.with_name(path.name + ".partial")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)

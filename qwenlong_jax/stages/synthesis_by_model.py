@@ -27,12 +27,12 @@ from qwenlong_jax.data.synthesis.parts import (
   as_line,
   read_lines,
   write_lines,
-  write_text,
 )
 from qwenlong_jax.data.synthesis.screens import screen
 from qwenlong_jax.data.synthesis.self_evolving import evolve
 from qwenlong_jax.data.synthesis.table_questions import pose
 from qwenlong_jax.data.verification_by_model import Panel
+from qwenlong_jax.files import write_text
 from qwenlong_jax.llm import Sampling
 from qwenlong_jax.stages import synthesis_of_triples
 from qwenlong_jax.stages.synthesis_progress import each

@@ -24,7 +24,8 @@ from qwenlong_jax.data import documents, loading
 from qwenlong_jax.data.selection import Contamination
 from qwenlong_jax.data.synthesis import inventory, joining, steps
 from qwenlong_jax.data.synthesis.joining import Fate
-from qwenlong_jax.data.synthesis.parts import Block, Settings, write_text
+from qwenlong_jax.data.synthesis.parts import Block, Settings
+from qwenlong_jax.files import write_text
 from qwenlong_jax.models import tokenizer
 from qwenlong_jax.stages import synthesis_by_model as by_model
 from qwenlong_jax.stages import synthesis_roles

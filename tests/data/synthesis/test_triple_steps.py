@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from qwenlong_jax.data.synthesis import steps
-from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, cut, write_text
+from qwenlong_jax.data.synthesis.parts import Block, Cluster, Settings, cut
 from qwenlong_jax.data.synthesis.triple_steps import DOCUMENTS, reading
+from qwenlong_jax.files import write_text
 
 CLUSTER = Cluster("train", "general", 0)
 
