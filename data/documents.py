@@ -1,6 +1,6 @@
 """What a document is, how its text is cleaned, and the rules that judge it and give it a domain: pure text in and out.
 
-`reading` makes documents out of files, `deduplication` finds near-duplicates, `corpus.load` puts the three together.
+`reading` makes documents out of files, `folders` finds these, `deduplication` tells which documents repeat others.
 What cannot be read or is not wanted comes back as `Rejected`, with the reason, and is counted.
 """
 

@@ -39,7 +39,7 @@ COUNTRY = ("capital", "currency", "continent", "language", "neighbour", "city", 
 CITY = ("country", "population", "latitude", "longitude")
 
 # Folders of the standard library that hold no documentation of its own.
-_SKIPPED = {
+SKIPPED = {
   "test",
   "tests",
   "idlelib",
@@ -314,7 +314,7 @@ def _documents() -> Iterator[tuple[str, str]]:
   root = Path(sysconfig.get_paths()["stdlib"])
   for path in sorted(root.rglob("*.py")):
     module = path.relative_to(root)
-    if not _SKIPPED.intersection(module.parts):
+    if not SKIPPED.intersection(module.parts):
       blocks = re.findall(r'"""(.*?)"""', path.read_text("utf-8", errors="replace"), re.DOTALL)
       yield f"stdlib/{module.as_posix()}", "\n\n".join(inspect.cleandoc(block) for block in blocks)
 

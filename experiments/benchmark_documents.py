@@ -5,8 +5,8 @@ become many.
   python experiments/benchmark_documents.py --corpus=documents     # 1 minute, four times the corpus on disk
   python experiments/benchmark_documents.py --corpus=documents --suffixes=.html
 
-Runs the steps of `corpus.load` one after the other on every document, in a process of its own: over the corpus, and
-over several of it: itself, and copies whose letters are moved along the alphabet, which are other texts of the same
+Runs the steps of a synthesis' reading one after the other on every document, in a process of its own: over the corpus,
+and over several of it: itself, and copies whose letters are moved along the alphabet, which are other texts of the same
 kind. Time is that of the processor; a megabyte is one of the text that comes out, and of a format's files as well.
 Memory is anonymous memory at its end beyond that at the first document, and the peak beyond it, which holds the largest
 document on its way.
@@ -26,9 +26,9 @@ from pathlib import Path
 
 from absl import app, flags
 
-from qwenlong_jax.data.corpus import gather
 from qwenlong_jax.data.deduplication import Duplicates, signature
 from qwenlong_jax.data.documents import Document, clean, judge
+from qwenlong_jax.data.folders import gather
 
 CORPUS = flags.DEFINE_string("corpus", None, "folder of documents", required=True)
 SUFFIXES = flags.DEFINE_list("suffixes", [".txt", ".md", ".rst", ".py", ".csv", ".html"], "formats to read")
@@ -63,7 +63,7 @@ def memory(field: str) -> float:
 
 
 def measure(folder: Path) -> None:
-  """A line per step, what `corpus.load` does to each document, and a line per format."""
+  """A line per step, what is done to each document, and a line per format."""
   seconds: Counter[tuple[str, str]] = Counter()
   text: Counter[str] = Counter()
   raw: Counter[str] = Counter()

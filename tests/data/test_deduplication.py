@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 
-from qwenlong_jax.data import corpus, deduplication
+from qwenlong_jax.data import deduplication
 from qwenlong_jax.data.deduplication import Duplicates, signature
 
 WORDS = [a + b + c for a in ("ba", "co", "di", "fu", "ge", "ka", "li", "mo") for b in "aeiourst" for c in "lmnprt"]
@@ -131,21 +131,3 @@ def test_a_signature_is_the_same_in_another_process():
 def test_a_threshold_that_is_no_similarity_is_refused(threshold):
   with pytest.raises(ValueError, match=f"threshold={threshold}"):
     Duplicates(threshold)
-
-
-def test_a_corpus_keeps_one_of_each_and_says_why_the_others_went(tmp_path):
-  rng = random.Random(5)
-  original = text(rng)
-  files = {"a": original, "b": text(rng), "c": changed(rng, original, 1), "d": original, "e": "short"}
-  for name, content in files.items():
-    (tmp_path / f"{name}.txt").write_text(content)
-  found = list(corpus.load([tmp_path]))
-  assert [getattr(one, "reason", "kept") for one in found] == [
-    "kept",
-    "kept",
-    "near_duplicate",
-    "duplicate",
-    "too_short",
-  ]
-  assert found[2].detail.startswith("of a.txt")
-  assert found == list(corpus.load([tmp_path]))

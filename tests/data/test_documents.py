@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenlong_jax.data import corpus, documents, formats, reading
+from qwenlong_jax.data import documents, folders, formats, reading
 from qwenlong_jax.data.documents import Document, Rejected, Source, clean
 
 PROSE = """Harbour report
@@ -264,7 +264,7 @@ def test_a_data_set_on_disk_is_its_arrow_files(tmp_path):
   arrow(folder / "data-00000-of-00001.arrow", [{"text": PROSE}])
   for name in ("dataset_info.json", "state.json", "../dataset_dict.json"):
     written(folder, name, "{}")
-  (found,) = corpus.gather([tmp_path])
+  (found,) = folders.gather([tmp_path])
   assert found.text == PROSE.strip()
 
 
@@ -341,7 +341,7 @@ def test_no_bytes_raise(tmp_path, name):
 def test_what_may_not_be_read_is_refused(tmp_path):
   written(tmp_path, "file.txt", PROSE).chmod(0)
   written(tmp_path, "folder/file.txt", PROSE).parent.chmod(0)
-  assert [found.reason for found in corpus.load([tmp_path])] == ["unreadable", "unreadable"]
+  assert [found.reason for found in folders.gather([tmp_path])] == ["unreadable", "unreadable"]
   (tmp_path / "folder").chmod(0o700)
 
 
@@ -352,7 +352,7 @@ def test_what_fails_on_the_disk_is_refused(tmp_path):
 
 def test_an_absent_root_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-    list(corpus.load([tmp_path / "nowhere"]))
+    list(folders.gather([tmp_path / "nowhere"]))
 
 
 def test_files_are_found_in_order_without_hidden_ones(tmp_path):
@@ -424,9 +424,9 @@ def test_only_the_languages_that_are_wanted_stay_and_code_speaks_none():
   assert judged(german, domain="code", languages=("en",)) is None
 
 
-def test_a_language_that_nobody_could_find_is_an_error(tmp_path):
+def test_a_language_that_nobody_could_find_is_an_error():
   with pytest.raises(ValueError, match=r"\['english'\].* de .* en "):
-    list(corpus.load([tmp_path], languages=("english",)))
+    documents.check(("english",))
 
 
 DIALOGUE = "\n".join(f"Alice: is it line {i}?\nBob: it is, and a long line it is." for i in range(9))
@@ -474,7 +474,7 @@ def test_a_corpus_comes_in_one_order_with_names_of_its_own(tmp_path):
     for i in range(4):
       written(tmp_path, f"{root}/{i}.txt", f"{root} {i} " * (60 + i))
   roots = [tmp_path / "y" / "texts", tmp_path / "x" / "texts"]
-  found = list(corpus.gather(roots))
-  assert found == list(corpus.gather(roots))
+  found = list(folders.gather(roots))
+  assert found == list(folders.gather(roots))
   assert [document.id for document in found] == [f"{name}/{i}.txt" for name in ("texts", "texts-2") for i in range(4)]
   assert found[0].source.path == "0.txt"

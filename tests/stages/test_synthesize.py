@@ -25,10 +25,11 @@ from qwenlong_jax.types import TASKS
 
 
 def written(folder: Path) -> Path:
-  """The small corpus of tests/data/synthesis, with a copy, a torn file and an empty one among its documents."""
+  """The small corpus of tests/data/synthesis, with a copy, a near one, a torn and an empty file among its documents."""
   documents_of_tests().write_documents(folder)
   first = next(iter(sorted((folder / "general").glob("*.md"))))
   (folder / "general" / "zz-copy.md").write_text(first.read_text())
+  (folder / "general" / "zz-near.md").write_text(first.read_text() + "\nSeen and signed.\n")
   (folder / "general" / "empty.md").write_text("")
   (folder / "general" / "torn.pdf").write_bytes(b"%PDF-1.7 torn")
   return folder
@@ -87,6 +88,7 @@ def test_what_is_no_document_is_counted(made: Path) -> None:
   refused = [json.loads(line) for line in (made / "parts/clusters/refused.jsonl").read_text().splitlines()]
   reasons = {entry["path"]: entry["reason"] for entry in refused}
   assert reasons["general/zz-copy.md"] == "duplicate"
+  assert reasons["general/zz-near.md"] == "near_duplicate"
   assert reasons["general/empty.md"] == "empty"
   assert reasons["general/torn.pdf"] == "truncated"
 
