@@ -80,12 +80,13 @@ def _needle(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
 
 
 _PEOPLE = ("Ana", "Ben", "Chidi", "Dora", "Emil", "Farah", "Goran", "Hana")
+_NO_NOUN = ("ly", "ing", "ed")  # a group is called by a word of the documents, so that a search for it finds them too
 _THINGS = ("budget", "deadline number", "room number", "quota", "reference number", "reserve")
 
 
 def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
   """Several subjects, each agreed on, changed, proposed in vain and restored; one is asked about."""
-  words = [word for word, where in corpus.words.items() if len(word) > 6]
+  words = [word for word in corpus.words if len(word) > 6 and not word.endswith(_NO_NOUN)]
   if len(words) < 20:
     return None
   subjects = [f"{pick(rng, _THINGS)} of the {pick(rng, words)} group" for _ in range(3 + int(rng.random() * 3))]

@@ -161,8 +161,10 @@ def describe(rng: np.random.Generator, graph: Graph, number: int, avoid: Sequenc
 
 
 def vague(rng: np.random.Generator, fact: Fact) -> Constraint | None:
+  """A number to its second digit, a whole one to a five at least; a date to ten or fifty years; a text as it begins."""
   if fact.number is not None:
     step = 10.0 ** math.floor(math.log10(abs(fact.number)) - 1) if fact.number else 1.0
+    step = max(step, 5.0) if float(fact.number).is_integer() else step
     low = math.floor(fact.number / step + 1e-9) * step
     low, high = round(low, 10), round(low + step, 10)
     return Constraint(fact.attribute, "between", (low, high), fact.unit) if low <= fact.number < high else None

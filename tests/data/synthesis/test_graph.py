@@ -7,7 +7,8 @@ from qwenlong_jax.data.documents import Document, Source
 from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis import knowledge_graph
 from qwenlong_jax.data.synthesis.corpus import Corpus
-from qwenlong_jax.data.synthesis.graph import Graph
+from qwenlong_jax.data.synthesis.graph import Graph, vague
+from qwenlong_jax.data.synthesis.outline import Fact
 
 BASES = 8
 LONG = "class {name}({base}):\n" + "".join(f"  def step{n}(self): ...\n" for n in range(300))
@@ -67,3 +68,22 @@ def test_a_number_belongs_to_a_name_and_a_quantity_behind_it_does_not() -> None:
   made = [Document(name, "general", name, text, Source(name, 0, 1, "0")) for name, text in texts.items()]
   graph = Graph.of(corpora.make("train", "general", "0000", made, lambda texts: list(map(len, texts))))
   assert {(start, end) for start, _, end in graph.links} == {(n, (n + 1) % 8) for n in range(8)}
+
+
+@pytest.mark.parametrize(
+  "number, interval",
+  [
+    (57, (55, 60)),
+    (3, (0, 5)),
+    (0, (0, 5)),
+    (-3, (-5, 0)),
+    (120, (120, 130)),
+    (18_400_000, (18_000_000, 19_000_000)),
+    (-442, (-450, -440)),
+    (5.75, (5.7, 5.8)),
+    (0.0123, (0.012, 0.013)),
+  ],
+)
+def test_a_range_holds_more_than_its_number(number: float, interval: tuple[float, float]) -> None:
+  constraint = vague(np.random.default_rng(0), Fact("depth", str(number), 0, 9, number, "m"))
+  assert constraint is not None and constraint.values == interval
