@@ -120,8 +120,10 @@ def _oracle(record: Record, right: str | Quantity) -> str:
   spans = sorted((e["start"], e["end"]) for e in record["evidence"])
   every = excerpts(context)
   enough = [n for n, e in enumerate(every) if any(e.head[0] - 4 <= s and t <= e.end for s, t in spans)]
-  if program["kind"] == "agreement":
-    context = "\n\n".join(context[s:t] for s, t in spans)
+  if program["kind"] in ("agreement", "request"):
+    # What is quoted follows on who quotes it.
+    ends = {t for _, t in spans}
+    context = "".join(("" if s in ends else "\n\n") + context[s:t] for s, t in spans)
   try:
     found = _outcome(program, solve(program, context, [every[n] for n in enough]).value)
   except Unclear as error:

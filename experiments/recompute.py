@@ -93,6 +93,16 @@ def _agreement(program: dict[str, Any], found: Sequence[Excerpt], context: str) 
   return Answer(as_change[number], needs)
 
 
+def _request(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
+  requests = re.finditer(r'^(\w+): Quote me a sentence with the word "(\w+)"\.\n\w+: (.+)$', context, re.MULTILINE)
+  heard = [request for request in requests if (request[1], request[2]) == (program["person"], program["word"])]
+  if not program["number"] < len(heard):
+    raise Unclear(f"{program['person']} asks {len(heard)} times for {program['word']!r}")
+  if unfit := [request[3] for request in heard if program["word"] not in request[3].lower()]:
+    raise Unclear(f"{unfit[0]!r} does not hold {program['word']!r}")
+  return Answer(heard[program["number"]][3], [[request.span()] for request in heard])
+
+
 def _triples(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:
   """That the passages stand here, hold both ends and make a chain; what they say of them, the program's word is taken
   for."""
@@ -111,7 +121,8 @@ def _triples(program: dict[str, Any], found: Sequence[Excerpt], context: str) ->
 
 _SOLVE: dict[str, Callable[[dict[str, Any], Sequence[Excerpt], str], Answer]] = {
   "hop": facts.hop, "inverse": facts.inverse, "years": facts.years, "suppose": facts.suppose, "sql": facts.sql,
-  "opening": _words, "count": _words, "both": _words, "needle": _needle, "agreement": _agreement, "triples": _triples,
+  "opening": _words, "count": _words, "both": _words, "needle": _needle, "agreement": _agreement, "request": _request,
+  "triples": _triples,
 }  # fmt: skip
 
 
@@ -140,7 +151,7 @@ def agree(stated: str, value: str | Quantity) -> bool:
 def says(question: str, program: dict[str, Any]) -> list[str]:
   """What of the program the question does not say."""
   numbers = {float(n.replace(",", "")) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", question)}
-  keys = ("link", "answer", "key", "attribute", "subject", "title", "speaker", "anchor")
+  keys = ("link", "answer", "key", "attribute", "subject", "title", "speaker", "person", "word", "anchor")
   texts = [program[key] for key in keys if key in program]
   texts += [step["relation"] for step in program.get("steps", ())]
   texts += [*program.get("words", ()), *program.get("columns", {}).values(), *program.get("options", ())]

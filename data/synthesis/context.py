@@ -40,7 +40,8 @@ class Draft:
 
   `evidence`: (document, start, end), characters of documents. `scopes`: likewise, what must be there beside it.
   `decoys` are added first, then what is near `query`. A page is left out unless `accept(document, its sections)`.
-  `talk`: texts that stand between the pages, in this order; `heard`: which of them are evidence.
+  `talk`: texts that stand between the pages, in this order; `heard`: which of them are evidence; `quoted`: if they end
+  in words of documents, where these stand there.
   `ask` returns None if the context that came about does not bear the question.
   """
 
@@ -53,6 +54,7 @@ class Draft:
   accept: Callable[[int, list[int]], bool] = lambda document, sections: True
   talk: Sequence[str] = ()
   heard: Sequence[int] = ()
+  quoted: Sequence[tuple[int, int, int]] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from qwenlong_jax.data.synthesis.outline import Entity, Fact, Section, entities,
 
 REFERRING = 0.5  # of a column's values, or of the names in the other: a part of either may be in another split
 _WORD = re.compile(r"[^\W\d_]{5,}")
+_SENTENCE = re.compile(r'(?:(?<=[.!?#] )|(?<=\n)|(?<=  )|(?<=""))[A-Z](?:[^\n.!?"|]|\.(?=\w)){38,158}[.!?](?=["\s])')
+_QUOTED, _QUOTED_CHARACTERS = 200, 100_000  # documents, and of each, in which sentences are looked for
 _QUANTITY = re.compile(r"\s+\d[\d.,]*\s*(?:%|km)$")
 
 
@@ -79,6 +81,20 @@ class Corpus:
       for word in set(_WORD.findall(document.text.lower())):
         found[word].append(number)
     return {word: np.array(where) for word, where in sorted(found.items()) if len(where) > 1}
+
+  @cached_property
+  def sentences(self) -> dict[str, list[tuple[int, int, int]]]:
+    """Lower-case word -> (document, start, end) of sentences of one line that hold it, in some of the documents; none
+    with quotes or cells of tables in it, and none twice."""
+    found: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    known = set()
+    for document in range(0, len(self.documents), len(self.documents) // _QUOTED + 1):
+      for match in _SENTENCE.finditer(self.documents[document].text, 0, _QUOTED_CHARACTERS):
+        if match[0] not in known:
+          known.add(match[0])
+          for word in set(_WORD.findall(match[0].lower())):
+            found[word].append((document, *match.span()))
+    return dict(found)
 
   @cached_property
   def _ranker(self) -> BM25:

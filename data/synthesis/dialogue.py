@@ -1,8 +1,9 @@
 """Dialogue memory: what was said how often in long dialogues, and what was agreed, changed and taken back in them.
 
-Two kinds. `needle`: the n-th of several speeches of one person in real dialogues (plays, transcripts, chats), to be
-given word for word (dense reward). `agreement`: a conversation in which figures are agreed upon, changed and restored,
-turn by turn, between passages of documents.
+Three kinds. `needle`: the n-th of several speeches of one person in real dialogues (plays, transcripts, chats), to be
+given word for word (dense reward). `request`: the n-th reply to one of several people who ask again and again for much
+the same, likewise (as in MRCR). `agreement`: figures are agreed upon, changed and restored. The conversations of the
+latter two are ours, turn by turn between passages of documents.
 """
 
 import re
@@ -15,7 +16,8 @@ from qwenlong_jax.data.synthesis.context import Asked, Context, Draft
 from qwenlong_jax.data.synthesis.corpus import Corpus
 from qwenlong_jax.data.synthesis.graph import pick
 
-KINDS = ("needle", "agreement")
+KINDS = ("needle", "agreement", "request")
+DENSE = ("needle", "request")  # the reward is how like the answer is
 _NAME = r"[A-Z][\w'’]*(?: [A-Za-z][\w'’]*){0,3}"
 # Without an empty line above it, a short sentence on a line of its own belongs to a speech.
 _LABEL = re.compile(rf"^(?P<before>{_NAME}):[ \t]+(?=\S)|(?:\A|(?<=\n\n))(?P<above>{_NAME})\.[ \t]*$", re.MULTILINE)
@@ -39,7 +41,7 @@ def turns(text: str) -> list[tuple[str, int, int]]:
 
 
 def draft(rng: np.random.Generator, corpus: Corpus, kind: str) -> Draft | None:
-  return _needle(rng, corpus) if kind == "needle" else _agreement(rng, corpus)
+  return {"needle": _needle, "agreement": _agreement, "request": _request}[kind](rng, corpus)
 
 
 def _needle(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
@@ -79,14 +81,56 @@ def _needle(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
   return Draft("needle", [(document, *said[place])], ask, question, scopes=[(document, run[0].start, run[-1].end)])
 
 
+_MOST_ASKED = 9  # sentences with one word, by two people
+
+
+def _request(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
+  """Two people ask for sentences with one of two words, the same word several times each; documents are quoted."""
+  known = [word for word in _called(corpus) if len(corpus.sentences.get(word, ())) >= _MOST_ASKED]
+  if len(known) < 2:
+    return None
+  one, other = (_PEOPLE[n] for n in rng.permutation(len(_PEOPLE))[:2])
+  wanted, also = (known[n] for n in rng.permutation(len(known))[:2])
+  both = set(corpus.sentences[wanted]) & set(corpus.sentences[also])
+  holding = {word: [place for place in corpus.sentences[word] if place not in both] for word in (wanted, also)}
+  if min(map(len, holding.values())) < _MOST_ASKED:
+    return None
+  times = {(one, wanted): 3 + int(rng.random() * 3)}
+  times |= {pair: 2 + int(rng.random() * 3) for pair in ((other, wanted), (one, also), (other, also))}
+  asking = [pair for pair, count in times.items() for _ in range(count)]
+  asking = [asking[n] for n in rng.permutation(len(asking))]
+  left = {word: [sentences[n] for n in rng.permutation(len(sentences))] for word, sentences in holding.items()}
+  quoted = [left[word].pop() for _, word in asking]
+  replies = [corpus.documents[document].text[start:end] for document, start, end in quoted]
+  heard = [n for n, pair in enumerate(asking) if pair == (one, wanted)]
+  number = int(rng.random() * len(heard))
+  question = (
+    f'In the conversation above, {one} asks several times for a sentence with the word "{wanted}". Give the sentence '
+    f"that {one} gets the {_ORDINALS[number]} time, word for word and without anything else."
+  )
+  talk = [
+    f'{person}: Quote me a sentence with the word "{word}".\nArchivist: {reply}'
+    for (person, word), reply in zip(asking, replies)
+  ]
+  candidates = tuple(reply for (_, word), reply in zip(asking, replies) if word == wanted)
+  program = {"kind": "request", "person": one, "word": wanted, "number": number}
+  asked = Asked(question, replies[heard[number]], candidates, program)
+  return Draft("request", [], lambda context: asked, wanted, talk=talk, heard=heard, quoted=quoted)
+
+
+def _called(corpus: Corpus) -> list[str]:
+  """Words that several documents hold, long, and such that may be nouns."""
+  return [word for word in corpus.words if len(word) > 6 and not word.endswith(_NO_NOUN)]
+
+
 _PEOPLE = ("Ana", "Ben", "Chidi", "Dora", "Emil", "Farah", "Goran", "Hana")
-_NO_NOUN = ("ly", "ing", "ed")  # a group is called by a word of the documents, so that a search for it finds them too
+_NO_NOUN = ("ly", "ing", "ed")
 _THINGS = ("budget", "deadline number", "room number", "quota", "reference number", "reserve")
 
 
 def _agreement(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
   """Several subjects, each agreed on, changed, proposed in vain and restored; one is asked about."""
-  words = [word for word in corpus.words if len(word) > 6 and not word.endswith(_NO_NOUN)]
+  words = _called(corpus)
   if len(words) < 20:
     return None
   subjects = [f"{pick(rng, _THINGS)} of the {pick(rng, words)} group" for _ in range(3 + int(rng.random() * 3))]

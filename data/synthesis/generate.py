@@ -120,19 +120,28 @@ def _evidence(
 ) -> tuple[tuple[Span, ...], list[dict[str, Any]]] | None:
   """Where the evidence stands in the context, and in which documents' characters."""
   drafted = [context.find(*place) for place in dict.fromkeys(draft.evidence)]
-  spans, framed, sources = [], [], []
+  stated, framed = [], []
   for where in [*drafted, *asked.evidence]:
     if where is None:
       return None
     origin = context.origin(*where)
     if origin is None:
       framed.append(Span(FRAME, *where))
-      continue
-    document, start, end = origin
+    else:
+      stated.append((where, origin))
+  for n in draft.heard:
+    first, last = context.talk[n]
+    if draft.quoted:
+      document, start, end = draft.quoted[n]
+      stated.append(((last - (end - start), last), draft.quoted[n]))
+      last -= end - start
+    framed.append(Span(CONVERSATION, first, last))
+  spans, sources = [], []
+  for where, (document, start, end) in stated:
     found = corpus.documents[document]
     spans.append(Span(found.id, *where))
     sources.append({"id": found.id, "characters": [start, end], **asdict(found.source)})
-  return (*spans, *framed, *(Span(CONVERSATION, *context.talk[n]) for n in draft.heard)), sources
+  return (*spans, *framed), sources
 
 
 def _provenance(
@@ -149,7 +158,7 @@ def _provenance(
     "tokens": tokens,
     "program": asked.program,
     "candidates": list(asked.candidates),
-    "reward": "sequence" if draft.kind == "needle" else "rule",
+    "reward": "sequence" if draft.kind in dialogue.DENSE else "rule",
     "model": "",
   }
 

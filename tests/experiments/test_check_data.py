@@ -364,6 +364,22 @@ def test_going_back_once_restores_and_twice_is_unclear():
     solve(program | {"number": 4}, talk(10, 20, 30, "back", "back"))
 
 
+def quoted(*replies):
+  asked = 'Quote me a sentence with the word'
+  return "\n\n".join(f'{who}: {asked} "{of}".\nArchivist: {said}' for who, of, said in replies)
+
+
+def test_a_reply_is_counted_by_who_asks_and_for_what():
+  program = {"kind": "request", "person": "Ana", "word": "quay", "number": 1}
+  first, second = ("Ana", "quay", "A quay was built."), ("Ana", "quay", "The Quay fell.")
+  between = [("Ben", "quay", "No quay stood."), ("Ana", "boat", "A boat by the quay sank.")]
+  assert solve(program, quoted(first, *between, second)).value == "The Quay fell."
+  with pytest.raises(Unclear, match="Ana asks 1 times for 'quay'"):
+    solve(program, quoted(first, *between))
+  with pytest.raises(Unclear, match="does not hold 'quay'"):
+    solve(program, quoted(first, ("Ana", "quay", "It fell.")))
+
+
 def test_words_that_are_parts_of_names_are_unclear():
   context = "=== A ===\nalpha beta\n\n=== B ===\nalpha gamma\n\n=== C ===\nalpha_1 delta\n"
   program = {"kind": "count", "words": ["alpha", "beta"]}

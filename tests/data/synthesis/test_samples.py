@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from qwenlong_jax.data import verification
+from qwenlong_jax.data.documents import Document, Source
+from qwenlong_jax.data.synthesis import corpus as corpora
 from qwenlong_jax.data.synthesis import dialogue, generate, reading, table_templates
 from qwenlong_jax.data.synthesis.context import compose
 from qwenlong_jax.data.synthesis.corpus import Corpus
@@ -258,6 +260,8 @@ def test_the_figure_in_force_is_what_the_conversation_agreed(plays: Corpus, coun
         )
         assert speeches[program["number"]].strip() == example.answer
         continue
+      if program["kind"] == "request":
+        continue
       agreed: list[str] = []
       for said, reply in re.findall(r"(?m)^[A-Z]\w+: (.*)\n[A-Z]\w+: (.*)$", example.context):
         if program["subject"] in said and not reply.startswith("No"):
@@ -265,6 +269,49 @@ def test_the_figure_in_force_is_what_the_conversation_agreed(plays: Corpus, coun
       assert agreed[program["number"]] == example.answer
       checked += 1
   assert checked > 15
+
+
+@pytest.fixture(scope="module")
+def letters() -> Corpus:
+  """Sentences of one line, in each of them two of a few long words."""
+  nouns = ["harbour", "captain", "lantern", "country", "village", "teacher", "library", "journey", "message", "weather"]
+  rng = np.random.default_rng(3)
+  documents = []
+  for n in range(40):
+    lines = []
+    for m in range(12):
+      one, other = (nouns[k] for k in rng.permutation(len(nouns))[:2])
+      lines.append(f"In year {n} of the {one} they wrote about a {other} and its number {m}.")
+    text = "\n\n".join(lines) + "\n"
+    documents.append(Document(f"{n}.txt", "general", f"Letter {n}", text, Source(f"{n}.txt", 0, len(text), "0" * 64)))
+  return corpora.make("train", "general", "0000", documents, lambda texts: list(map(length, texts)))
+
+
+def test_a_reply_is_the_one_that_this_person_got_for_this_word_and_stands_in_a_document(letters: Corpus) -> None:
+  places = []
+  for number in range(60):
+    draft = dialogue.draft(np.random.default_rng(number), letters, "request")
+    assert draft is not None
+    order = Order("dialogue_memory", number, 0, (3000,))
+    example = generate.finish(letters, np.random.default_rng(number), order, draft, 3000, length)
+    assert isinstance(example, Example)
+    asked = re.findall(r'(?m)^(\w+): Quote me a sentence with the word "(\w+)"\.\nArchivist: (.+)$', example.context)
+    ((person, word),) = re.findall(r'above, (\w+) asks several times .* with the word "(\w+)"', example.question)
+    (which,) = re.findall(r"gets the (\w+) time", example.question)
+    replies = [reply for who, of, reply in asked if (who, of) == (person, word)]
+    place = ("first", "second", "third", "fourth", "fifth").index(which)
+    assert replies[place] == example.answer and f" {word} " in example.answer
+    assert len({who for who, of, _ in asked if of == word}) == len({of for who, of, _ in asked if who == person}) == 2
+    assert sorted(example.provenance["candidates"]) == sorted(reply for _, of, reply in asked if of == word)
+    assert example.provenance["reward"] == "sequence"
+    quoted = [span for span in example.evidence if span.document != generate.CONVERSATION]
+    assert [example.context[span.start : span.end] for span in quoted] == replies
+    texts = {document.id: document.text for document in letters.documents}
+    for span, source in zip(quoted, example.provenance["documents"], strict=True):
+      first, last = source["characters"]
+      assert texts[span.document][first:last] == example.context[span.start : span.end]
+    places.append(place / (len(replies) - 1))
+  assert 0.4 < np.mean(places) < 0.6
 
 
 def test_nobody_goes_back_twice_in_a_row_and_a_refused_figure_is_said_as_often_as_one_agreed_on(plays: Corpus) -> None:
