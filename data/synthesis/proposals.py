@@ -14,6 +14,7 @@ from rapidfuzz import fuzz, utils
 
 from qwenlong_jax.data.documents import Document
 from qwenlong_jax.data.verification_by_model import has_verdict
+from qwenlong_jax.llm import unfenced
 from qwenlong_jax.llm.structured import Schema
 from qwenlong_jax.rewards.rules import rule, tokens
 from qwenlong_jax.types import Span
@@ -141,10 +142,10 @@ def alike(question: str, earlier: Sequence[str], most: float) -> str:
 
 def find(text: str, quote: str, whole: bool = False) -> tuple[int, int] | None:
   """Where `quote` stands in `text`, word for word; only white space and what models write otherwise when they copy may
-  differ: curly and straight quotation marks, kinds of dashes, a full stop or dots around it. With `whole`, it neither
-  begins nor ends inside a word.
+  differ: curly and straight quotation marks, kinds of dashes, a full stop or dots around it, our marks of quoted
+  material. With `whole`, it neither begins nor ends inside a word.
   """
-  copied = quote.translate(_KEYS).replace("…", "...").strip().removeprefix("...")
+  copied = unfenced(quote).translate(_KEYS).replace("…", "...").strip().removeprefix("...")
   copied = re.sub("-+", "-", copied.rstrip(_ENDS))
   loosely = _written(copied, whole).replace(r"\-", "-+")
   for pattern, where in ((_written(quote, whole), text), (loosely, text.translate(_KEYS))):

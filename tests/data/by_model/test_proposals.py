@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 from scripted import ENGINEER, HARBOUR, TOLLS, document, proposal
 
 from qwenlong_jax.data.synthesis.proposals import Proposal, Rules, alike, find, gives_away, laid_out, ruled
+from qwenlong_jax.llm import fenced
 
 DOCUMENTS = (HARBOUR, TOLLS)
 
@@ -46,6 +48,15 @@ def test_a_quote_may_be_typed_with_other_keys():
     assert text[start:end].rstrip(".") == said.rstrip(".")
   assert find(text, "Ada Morns work") is None and find(text, "cost 45 crowns") is None
   assert find(text, "cost ... crowns") is None and find(text, "...") is None
+
+
+def test_a_quote_may_bring_its_fence_along():
+  opening, closing = re.findall("<document-[^>]+number[^>]+>|</document-[^>]+>", fenced([HARBOUR.text]))[-2:]
+  said = "doubted that the quay would hold"
+  where = find(HARBOUR.text, said)
+  for quote in (f"{opening}\n{said}", f"{opening}{said}{closing}", f"<{closing[2:]} {said}"):
+    assert where is not None and find(HARBOUR.text, quote) == where
+  assert find(HARBOUR.text, f"<b>{said}") is None and find(HARBOUR.text, opening) is None
 
 
 def test_a_line_of_dashes_is_copied_at_any_length():
