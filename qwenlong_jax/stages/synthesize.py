@@ -250,7 +250,7 @@ def _why_fewer(counts: Mapping[str, int], task: str) -> str:
       case reason, found if found == task and reason not in ("kept", "surplus", "given_up"):
         reasons[reason] += count
   if not reasons:
-    return "no documents of this split bear it; give more documents"
+    return "no documents of this split bear it at such lengths; give more documents or raise synthesis.targets"
   ((reason, most),) = reasons.most_common(1)
   why = f"most failed by {reason} ({most:,} of {reasons.total():,})"
   if reason in _LENGTHS:
