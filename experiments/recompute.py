@@ -100,7 +100,8 @@ def _request(program: dict[str, Any], found: Sequence[Excerpt], context: str) ->
     raise Unclear(f"{program['person']} asks {len(heard)} times for {program['word']!r}")
   if unfit := [request[3] for request in heard if program["word"] not in request[3].lower()]:
     raise Unclear(f"{unfit[0]!r} does not hold {program['word']!r}")
-  return Answer(heard[program["number"]][3], [[request.span()] for request in heard])
+  needs = [[place] for request in heard for place in ((request.start(), request.start(3)), request.span(3))]
+  return Answer(heard[program["number"]][3], needs)
 
 
 def _triples(program: dict[str, Any], found: Sequence[Excerpt], context: str) -> Answer:

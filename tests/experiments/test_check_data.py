@@ -373,7 +373,16 @@ def test_a_reply_is_counted_by_who_asks_and_for_what():
   program = {"kind": "request", "person": "Ana", "word": "quay", "number": 1}
   first, second = ("Ana", "quay", "A quay was built."), ("Ana", "quay", "The Quay fell.")
   between = [("Ben", "quay", "No quay stood."), ("Ana", "boat", "A boat by the quay sank.")]
-  assert solve(program, quoted(first, *between, second)).value == "The Quay fell."
+  context = quoted(first, *between, second)
+  found = solve(program, context)
+  assert found.value == "The Quay fell."
+  # It rests on who asked, all of the times, and on what came of it.
+  assert [context[slice(*place)] for (place,) in found.needs] == [
+    'Ana: Quote me a sentence with the word "quay".\nArchivist: ',
+    "A quay was built.",
+    'Ana: Quote me a sentence with the word "quay".\nArchivist: ',
+    "The Quay fell.",
+  ]
   with pytest.raises(Unclear, match="Ana asks 1 times for 'quay'"):
     solve(program, quoted(first, *between))
   with pytest.raises(Unclear, match="does not hold 'quay'"):
