@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt64
-from rapidfuzz import fuzz, process
 
 from qwenlong_jax.data import deduplication
+from qwenlong_jax.data.documents import needed
 from qwenlong_jax.data.strings import read_strings
 from qwenlong_jax.types import Example
 
@@ -66,13 +66,14 @@ class Contamination:
     if not self.tests:
       return ""
     question = " ".join(_words(example.question))
+    alike = needed("rapidfuzz.fuzz").token_set_ratio
     own = [(words, _grams(words)) for words in map(_words, _own(example))]
     for test in self.tests:
       for words, grams in own:
         where = np.flatnonzero(_known(grams, test.grams))
         if len(where):
           return f"{test.path}: shares {GRAM} words in a row: {' '.join(words[where[0] : where[0] + GRAM])}"
-      found = process.extractOne(question, test.questions, scorer=fuzz.token_set_ratio, score_cutoff=SIMILAR)
+      found = needed("rapidfuzz.process").extractOne(question, test.questions, scorer=alike, score_cutoff=SIMILAR)
       if found is not None:
         return f"{test.path}: asks alike ({found[1]:.0f}%): {found[0]}"
     return ""

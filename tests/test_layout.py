@@ -3,11 +3,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"qwenlong_jax": "qwenlong_jax", "kernels": "qwenlong_jax.kernels", "data": "qwenlong_jax.data"}
@@ -75,6 +78,43 @@ def test_this_install_imports_both_folders_under_the_package_only(tmp_path):
   for name in ("kernels", "data"):
     place = found[name]
     assert place is None or ROOT not in place.parents, f"a global module {name} from {place}"
+
+
+def closure(requirements: list[str]) -> set[str]:
+  """The distributions that installing these brings along, without extras."""
+  found: set[str] = set()
+  waiting = [Requirement(text) for text in requirements]
+  while waiting:
+    one = waiting.pop()
+    name = canonicalize_name(one.name)
+    if name not in found and (one.marker is None or one.marker.evaluate({"extra": ""})):
+      found.add(name)
+      waiting += [Requirement(text) for text in metadata.requires(name) or []]
+  return found
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Plain(PathFinder):
+  @classmethod
+  def find_spec(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in sys.argv[1].split() else super().find_spec(name, path, target)
+
+sys.meta_path = [Plain if finder is PathFinder else finder for finder in sys.meta_path]
+from qwenlong_jax.kernels import benchmark
+from qwenlong_jax.stages import plan, recipe, sweep
+"""
+
+
+def test_what_trains_imports_no_library_of_an_extra(setup):
+  plain = closure(setup["install_requires"])
+  modules = metadata.packages_distributions().items()
+  extra = {module for module, names in modules if not plain & set(map(canonicalize_name, names))} - {"qwenlong_jax"}
+  assert {"rapidfuzz", "pyarrow", "torch"} <= extra and not extra & {"jax", "numpy", "grain", "yaml"}
+  done = subprocess.run([sys.executable, "-c", WITHOUT, " ".join(extra)], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
