@@ -107,8 +107,10 @@ def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
   try:
     # Not at the top: importing JAX takes seconds, and a misspelt key shall not wait for it.
     if CONFIG.value.get("documents"):
-      from qwenlong_jax.stages import synthesize
-
+      try:
+        from qwenlong_jax.stages import synthesize
+      except ModuleNotFoundError as error:
+        return _fail(f"{error}, which making data takes; pip install -e '.[synthesis]'")
       synthesize.run(CONFIG.value, workdir)
     else:
       from qwenlong_jax.stages import recipe, sweep

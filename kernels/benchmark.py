@@ -8,7 +8,9 @@
 tokamax, a peer, is not installed with the project: pip install tokamax
 """
 
+import importlib.util
 import os
+import sys
 
 from absl import app, flags
 
@@ -33,8 +35,11 @@ CHIP = flags.DEFINE_multi_enum("chip", [*CHIPS], [*CHIPS], "chips to compile for
 LENGTH = flags.DEFINE_multi_integer("length", [], "slots, tokens or rows to time; default: what the backend bears")
 
 
-def main(_: list[str]) -> None:
+def main(_: list[str]) -> int:
   if SCHEDULE.value or MEMORY.value:
+    if importlib.util.find_spec("libtpu") is None:
+      print("error: this takes the TPU's compiler, but no TPU; pip install libtpu", file=sys.stderr)
+      return 1
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
   for name in OPERATION.value:
     module = OPERATIONS[name]
@@ -44,6 +49,7 @@ def main(_: list[str]) -> None:
       program(LENGTH.value if asked == "times" else CHIP.value)
     else:
       print(f"no {asked} here; of {', '.join(n for n, other in OPERATIONS.items() if hasattr(other, asked))}")
+  return 0
 
 
 if __name__ == "__main__":

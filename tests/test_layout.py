@@ -93,28 +93,56 @@ def closure(requirements: list[str]) -> set[str]:
   return found
 
 
+# The program that is given, where libraries are missing.
 WITHOUT = """
-import sys
+import runpy, sys
 from importlib.machinery import PathFinder
+
+missing, program = sys.argv.pop(1).split(), sys.argv.pop(1)
 
 class Plain(PathFinder):
   @classmethod
   def find_spec(cls, name, path=None, target=None):
-    return None if name.partition(".")[0] in sys.argv[1].split() else super().find_spec(name, path, target)
+    return None if name.partition(".")[0] in missing else super().find_spec(name, path, target)
 
 sys.meta_path = [Plain if finder is PathFinder else finder for finder in sys.meta_path]
-from qwenlong_jax.kernels import benchmark
-from qwenlong_jax.stages import plan, recipe, sweep
+exec(program)
 """
 
 
-def test_what_trains_imports_no_library_of_an_extra(setup):
+@pytest.fixture
+def plainly(setup):
+  """Runs a program as it would run where no extra is installed."""
   plain = closure(setup["install_requires"])
   modules = metadata.packages_distributions().items()
   extra = {module for module, names in modules if not plain & set(map(canonicalize_name, names))} - {"qwenlong_jax"}
-  assert {"rapidfuzz", "pyarrow", "torch"} <= extra and not extra & {"jax", "numpy", "grain", "yaml"}
-  done = subprocess.run([sys.executable, "-c", WITHOUT, " ".join(extra)], capture_output=True, text=True)
+  assert {"rapidfuzz", "pyarrow", "torch", "libtpu"} <= extra and not extra & {"jax", "numpy", "grain", "yaml"}
+
+  def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT, " ".join(extra), program, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+  return run
+
+
+def test_what_trains_imports_no_library_of_an_extra(plainly):
+  done = plainly("from qwenlong_jax.kernels import benchmark; from qwenlong_jax.stages import plan, recipe, sweep")
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  "program, arguments, said",
+  [
+    ("experiments/run.py", ("--config=synthesize.py", "--config.documents=data"), "pip install -e '.[synthesis]'"),
+    ("kernels/benchmark.py", ("--schedule",), "pip install libtpu"),
+  ],
+)
+def test_what_takes_an_extra_says_which(plainly, tmp_path, program, arguments, said):
+  path = str(ROOT / "experiments")
+  where = (f"--workdir={tmp_path}",) if program.endswith("run.py") else ()
+  start = f"sys.path.insert(0, {path!r}); runpy.run_path({program!r}, run_name='__main__')"
+  done = plainly(start, *arguments, *where)
+  assert done.returncode == 1 and said in done.stderr.splitlines()[-1], done.stderr
 
 
 @pytest.mark.slow

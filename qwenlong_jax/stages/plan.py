@@ -262,7 +262,7 @@ def slice_of(topology: str) -> list[jax.Device]:
   try:
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except Exception as error:  # of several kinds, by jax's and libtpu's versions
-    raise ValueError(f"{topology=} cannot be compiled for: {error}; is libtpu installed?") from error
+    raise ValueError(f"{topology=} cannot be compiled for: {error}; is libtpu missing? pip install libtpu") from error
 
 
 def longest(config: ConfigDict) -> str:
