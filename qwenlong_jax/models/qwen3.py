@@ -287,7 +287,9 @@ class Qwen3(nnx.Module):
       ValueError: they cannot be taken `together`.
     """
     short = count <= UNROLLED
-    again = lambda layer: jax.checkpoint(layer, policy=self._kept(), prevent_cse=short)  # noqa: E731
+    # Where a loop keeps the two passes apart that is enough, but not for the compiler to tell what waits on the host.
+    apart = short or self.offload
+    again = lambda layer: jax.checkpoint(layer, policy=self._kept(), prevent_cse=apart)  # noqa: E731
     if not self.remat or self.together == 1:
       return jax.lax.scan(again(layer) if self.remat else layer, x, scanned, unroll=short)
     if count % self.together:

@@ -118,3 +118,17 @@ def test_the_recipe_fits_at_size_and_hides_its_ring(config, topology, ring, most
   learn = found["programs"][0]
   assert sum(learn["kinds"].values()) < LEARN.get(config, found["hbm"])
   assert learn["transfers"] == 3 and learn["asynchronous"] == learn["gathers"] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_attention_gave_waits_on_the_hosts(tmp_path):
+  arguments = ("--config=aepo_4b.py", "--topology=v5p:2x2x2")
+  taken = {}
+  for offload in (False, True):
+    found, said = planned(tmp_path / str(offload), *arguments, f"--config.model.offload={offload}")
+    print(said)
+    learn = found["programs"][0]
+    assert not learn["refused"] and learn["hidden"] == learn["transfers"] > 0
+    taken[offload] = sum(learn["kinds"].values())
+  assert taken[True] < 0.85 * taken[False]
