@@ -110,6 +110,8 @@ def run(workdir: Path, resolved: dict[str, Any], together: bool = False) -> int:
       try:
         from qwenlong_jax.stages import synthesize
       except ModuleNotFoundError as error:
+        if (error.name or "").startswith("qwenlong_jax"):
+          raise
         return _fail(f"{error}, which making data takes; pip install -e '.[synthesis]'")
       synthesize.run(CONFIG.value, workdir)
     else:

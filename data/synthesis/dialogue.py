@@ -82,6 +82,7 @@ def _needle(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
 
 
 _MOST_ASKED = 9  # sentences with one word, by two people
+_NO_NOUN = ("ly", "ing", "ed")
 
 
 def _request(rng: np.random.Generator, corpus: Corpus) -> Draft | None:
@@ -124,7 +125,6 @@ def _called(corpus: Corpus) -> list[str]:
 
 
 _PEOPLE = ("Ana", "Ben", "Chidi", "Dora", "Emil", "Farah", "Goran", "Hana")
-_NO_NOUN = ("ly", "ing", "ed")
 _THINGS = ("budget", "deadline number", "room number", "quota", "reference number", "reserve")
 
 
